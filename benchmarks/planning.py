@@ -9,7 +9,7 @@ build/planning.json, and those that are there are not measured again (--again: a
 them the table in docs/planning.md is written.
 
 With --steps nothing is served: the step model is compared with the operations of real steps, each
-at the median of its times.
+at the mean of its times.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def compare_steps(name: str, model: PlannedModel, machine: Machine, engine: dict
     """Print predicted and measured milliseconds of some steps, host and sampling left out."""
     steps = step_model(model, machine)
     bench = StepBench(engine, SHAPES_OF_STEPS)
-    for shape, found in bench.typical(SHAPES_OF_STEPS).items():
+    for shape, found in bench.means(SHAPES_OF_STEPS).items():
         works = [work_of(node, shape, bench.cache) for node in bench.executable.nodes]
         measured = sum(found[work] for work in works)
         new, before = [shape.new] * shape.rows, [shape.context] * shape.rows
@@ -146,7 +146,7 @@ def main() -> None:
             engine = engine_flags(name, Path(folder))
             model = planned_model(engine)
             if given.steps or left:
-                machine = this_machine(model.formats, model.numbers, fresh=True)
+                machine = this_machine(model.formats, model.numbers, model.sizes, fresh=True)
             if given.steps:
                 compare_steps(name, model, machine, engine)
                 continue

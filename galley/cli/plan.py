@@ -126,7 +126,8 @@ def machine_of(flags: PlanFlags, model: PlannedModel, engine: dict[str, Any]) ->
     from galley.planning.calibrate import this_machine
 
     threads = engine.get("num_threads") or 0
-    return this_machine(model.formats, model.numbers, threads, flags.fresh, notice)
+    measured = model.formats, model.numbers, model.sizes
+    return this_machine(*measured, threads, flags.fresh, notice)
 
 
 def notice(text: str) -> None:

@@ -1,8 +1,9 @@
 """Measures this machine with the real kernels, a few seconds for each format of weights, and keeps
 the result in the cache folder.
 
-A small Llama whose weights are zeros runs synthetic steps, each operation timed: zeros take as long
-as other numbers, and every format can be filled with them.
+A Llama with the sizes of the planned model, but few layers, whose weights are zeros, runs synthetic
+steps, each operation timed: zeros take as long as other numbers, and every format can be filled
+with them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from numpy.typing import NDArray
 
 from galley.config import ModelInfo
 from galley.config.resolve import Machine as Host
-from galley.kernels.arena import aligned_bytes
 from galley.kernels.backend import Dense, open_backend
 from galley.kernels.ops import Weight
 from galley.kernels.weight_format import WeightFormat
@@ -36,35 +36,28 @@ from galley.models.decoder import Stage
 from galley.models.registry import model_spec
 from galley.planning.limits import measure_limits
 from galley.planning.machine import THIS, Machine
+from galley.planning.program import Sizes
 from galley.planning.simulate import host_seconds
-from galley.planning.steps import Shape, SyntheticSteps
+from galley.planning.steps import Shape, SyntheticSteps, written_zeros
 from galley.runner.cache_files import cache_root
 
 log = logging.getLogger(__name__)
 
+ARCHITECTURE = "LlamaForCausalLM"
 #: Rows of the decode steps that are measured, and tokens of the prompts.
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 PROMPTS = (128, 256)
 #: Tokens in the KV cache of each row.
-CONTEXT = 512
+CONTEXT = 256
 #: Share of the peak rates that kernels without a measured speed reach.
 _SHARE = 0.6
-#: Sizes of the model: all weights together exceed the caches of a core, and an operation is short,
-#: so that it is seldom interrupted.
-_CONFIG: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 1024,
-    "intermediate_size": 2816,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 4,
-    "vocab_size": 8192,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-    "hidden_act": "silu",
-    "max_position_embeddings": 2048,
-}
+#: Bytes of weights after which no layer is added: more than most last caches hold for two cores.
+_BYTES = 400_000_000
+#: Sizes beyond which speeds no longer change much, and a step takes long.
+_MOST = Sizes(4096, 12288, 32, 32, 256, 16)
+#: Sizes that every format has kernels for.
+_COMMON = Sizes(1024, 2816, 16, 4, 64, 6)
+_VOCAB = 8192
 
 
 class Speed(msgspec.Struct):
@@ -95,8 +88,7 @@ class _Zeros(ShapeSource):
 
     def matrix(self, matrix: Matrix) -> list[Weight]:
         shape = matrix.num_outputs, matrix.num_inputs
-        data = aligned_bytes(self._format.num_bytes(shape), zeros=True)
-        data[:] = 0  # pages of their own, not one page of zeros
+        data = written_zeros(self._format.num_bytes(shape))
         return [PackedWeight(self._format, shape, data)]
 
     def vector(self, vector: Any) -> NDArray[np.float32]:
@@ -111,6 +103,7 @@ class _Zeros(ShapeSource):
 def this_machine(
     formats: Sequence[WeightFormat],
     numbers: KVFormat,
+    sizes: Sizes,
     threads: int = 0,
     fresh: bool = False,
     notify: Callable[[str], None] = log.info,
@@ -119,6 +112,7 @@ def this_machine(
 
     Args:
         numbers: of the KV cache.
+        sizes: of the model.
         threads: that compute; 0 = one for each core.
         fresh: measure again what is in the cache.
         notify: told before something is measured.
@@ -127,7 +121,7 @@ def this_machine(
     path = cache_root() / f"machine-{_signature(threads)}.json"
     measured = None if fresh else _read(path)
     known = {} if measured is None else measured.formats
-    missing = [fmt for fmt in formats if _name(fmt, numbers) not in known]
+    missing = [fmt for fmt in formats if _name(fmt, numbers, sizes) not in known]
     if measured is None or missing:
         notify(f"measuring this machine with {len(missing)} formats of weights, some seconds each")
         if os.getloadavg()[0] > threads:
@@ -137,33 +131,34 @@ def this_machine(
         step, row = host_seconds(threads)
         measured = Measured(limits.peak, step, row)
     for fmt in missing:
-        measured.formats[_name(fmt, numbers)] = measure(fmt, numbers, threads)
+        measured.formats[_name(fmt, numbers, sizes)] = measure(fmt, numbers, sizes, threads)
     if missing:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
         part.write_bytes(msgspec.json.encode(measured))
         part.replace(path)
-    return _machine(measured, [_name(fmt, numbers) for fmt in formats], threads)
+    return _machine(measured, [_name(fmt, numbers, sizes) for fmt in formats], threads)
 
 
-def measure(fmt: WeightFormat, numbers: KVFormat, threads: int) -> Speed:
+def measure(fmt: WeightFormat, numbers: KVFormat, sizes: Sizes, threads: int) -> Speed:
     """Time the operations of steps whose weights have this format."""
     dense: Dense = "f32" if fmt.name == "f32" else "bf16"
     backend = open_backend("cpu", dense, threads, kv=numbers)
-    info = ModelInfo("LlamaForCausalLM", _CONFIG, 8192, 2048, "bfloat16")
-    model = model_spec(info).build(_Zeros(fmt), Stage(CONTEXT + 1))
+    longest = CONTEXT + max(PROMPTS)
+    info = ModelInfo(ARCHITECTURE, _config(fmt, sizes), _VOCAB, longest, "bfloat16")
+    model = model_spec(info).build(_Zeros(fmt), Stage(longest))
     decodes = [Shape(rows, CONTEXT, 1) for rows in ROWS]
     prompts = [Shape(1, 0, tokens) for tokens in PROMPTS]
     steps = SyntheticSteps(model, backend, numbers, [*decodes, *prompts])
     speed = Speed(0.0, {}, 0.0, 0.0, 0.0)
     small: list[tuple[float, float]] = []
-    for shape, found in steps.typical([*decodes, *prompts]).items():
+    for shape, found in steps.means([*decodes, *prompts]).items():
         totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for work, seconds in found.items():
             attends = work.weights.startswith("attention")
             if work.label == "sample":
                 if shape == decodes[-1]:
-                    speed.sample_seconds = seconds / (shape.rows * _CONFIG["vocab_size"])
+                    speed.sample_seconds = seconds / (shape.rows * _VOCAB)
             elif not work.weights and work.label != "embedding":
                 small.append((work.elements, seconds))
             elif work.weights and (attends or work.rows == shape.tokens):
@@ -183,6 +178,39 @@ def measure(fmt: WeightFormat, numbers: KVFormat, threads: int) -> Speed:
         np.median(np.maximum(times[many] - speed.op_seconds, 0) / elements[many])
     )
     return speed
+
+
+def _config(fmt: WeightFormat, sizes: Sizes) -> dict[str, Any]:
+    """The config.json of a Llama of these sizes, with as many layers as `_BYTES` allow."""
+    sizes = Sizes(*map(min, sizes, _MOST))
+    try:
+        layer = _layer_bytes(fmt, sizes)
+    except ValueError:  # a format of some matrices only, whose groups do not divide the others
+        sizes = _COMMON
+        layer = _layer_bytes(fmt, sizes)
+    hidden, inner, heads, kv_heads, head_dim, layers = sizes
+    return {
+        "architectures": [ARCHITECTURE],
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": max(min(layers, _BYTES // layer), 1),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "vocab_size": _VOCAB,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "hidden_act": "silu",
+        "max_position_embeddings": 2048,
+    }
+
+
+def _layer_bytes(fmt: WeightFormat, sizes: Sizes) -> int:
+    hidden, inner, heads, kv_heads, head_dim, _ = sizes
+    shapes = [(2 * inner, hidden), (hidden, inner), (hidden, heads * head_dim)]
+    shapes.append(((heads + 2 * kv_heads) * head_dim, hidden))
+    return sum(fmt.num_bytes(shape) for shape in shapes)
 
 
 def _smooth(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -213,8 +241,8 @@ def _machine(measured: Measured, names: Sequence[str], threads: int) -> Machine:
     )
 
 
-def _name(fmt: WeightFormat, numbers: KVFormat) -> str:
-    return f"{fmt} {numbers}"
+def _name(fmt: WeightFormat, numbers: KVFormat, sizes: Sizes) -> str:
+    return f"{fmt} {numbers} {sizes}"
 
 
 def _signature(threads: int) -> str:

@@ -36,6 +36,7 @@ class Machine(msgspec.Struct, frozen=True):
         sample_seconds: of a logit that is sampled from.
         step_seconds, row_seconds: of the host: for a step, and for each of its sequences.
         request_seconds: of the front end for a request, before its first step: one after another.
+        request_delay: more seconds between the client and the engine, for all requests alike.
         devices: how many there are.
         link: bytes per second from one device to another, link_seconds: latency of an exchange.
         watts: of one device under load; 0 = not known.
@@ -54,6 +55,7 @@ class Machine(msgspec.Struct, frozen=True):
     step_seconds: float = 0.0
     row_seconds: float = 0.0
     request_seconds: float = 0.0
+    request_delay: float = 0.0
     devices: int = 1
     link: float = 0.0
     link_seconds: float = 0.0

@@ -119,7 +119,8 @@ def predict(
     if not workload.rate:
         engines = min(engines, workload.concurrency)  # more would be idle
     share = each_engine(workload, engines)
-    run = simulate(config, executor, step.seconds, share, machine.request_seconds)
+    front_end = machine.request_seconds, machine.request_delay
+    run = simulate(config, executor, step.seconds, share, *front_end)
     context = workload.prompt + workload.output // 2
     running = min(share.concurrency, int(memory.sequences) or 1)
     if workload.rate:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -15,6 +15,7 @@ from galley.kernels import _native
 from galley.kernels.arena import plan_arena
 from galley.kernels.backend import Dense, StepLimits, kv_layout
 from galley.kernels.cpu import logit_stride
+from galley.kernels.ops import KVLayer
 from galley.kernels.program import Buffer, Node, PackedExperts
 from galley.kernels.weight_format import WeightFormat
 from galley.kv.format import KVFormat
@@ -25,6 +26,17 @@ from galley.models.dummy import DummyCheckpoint
 from galley.models.footprint import Footprint, kv_layers, measure, program, weight_bytes
 from galley.runner.device import dense_format
 from galley.runner.kv_format import kv_format
+
+
+class Sizes(NamedTuple):
+    """Sizes of a model, as far as the speed of its kernels depends on them."""
+
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    layers: int
 
 
 class PlannedModel(msgspec.Struct, frozen=True):
@@ -66,6 +78,21 @@ class PlannedModel(msgspec.Struct, frozen=True):
     def hidden(self) -> int:
         """Columns of the residual stream."""
         return next(n.writes["out"].columns for n in self.nodes if n.op == "embedding")
+
+    @property
+    def sizes(self) -> Sizes:
+        """Attention as in its first layer; of common proportions where there is none."""
+        inner = [
+            weight.shape[1]
+            for node in self.nodes
+            if isinstance(weight := node.constants.get("weight"), ShapeWeight)
+        ]
+        layers = [n for n in self.nodes if n.op == "attention" and isinstance(n.layer, KVLayer)]
+        if not layers:
+            return Sizes(self.hidden, max(inner), max(self.hidden // 64, 1), 1, 64, 8)
+        kv = cast(KVLayer, layers[0].layer)
+        heads = layers[0].ints["heads"]
+        return Sizes(self.hidden, max(inner), heads, kv.kv_heads, kv.head_dim, len(layers))
 
     def activation_bytes(self, limits: StepLimits) -> int:
         """Buffers of the largest step, as the CPU backend lays them out."""

@@ -136,6 +136,7 @@ def simulate(
     seconds: Callable[[StepLoad], float],
     workload: Workload,
     request_seconds: float = 0.0,
+    request_delay: float = 0.0,
     keep_steps: bool = False,
 ) -> Simulation:
     """Run a workload.
@@ -145,10 +146,11 @@ def simulate(
         executor: with the groups and blocks of the model's KV cache.
         seconds: of a step.
         request_seconds: of the front end, which takes one request after the other.
+        request_delay: more seconds between the client and the engine, for all requests alike.
     """
     core = build_core(config, executor)
     scheduler, table = core.scheduler, core.scheduler.table
-    requests = _Requests(workload, request_seconds)
+    requests = _Requests(workload, request_seconds, request_delay)
     count = workload.num_requests
     firsts, last, ends = [0.0] * count, [0.0] * count, [0.0] * count
     arrivals, gaps, steps = [0.0] * count, [], []
@@ -188,8 +190,10 @@ def simulate(
 class _Requests:
     """When requests arrive, and what they are."""
 
-    def __init__(self, workload: Workload, request_seconds: float = 0.0) -> None:
-        self._load = workload
+    def __init__(
+        self, workload: Workload, request_seconds: float = 0.0, request_delay: float = 0.0
+    ) -> None:
+        self._load, self._delay = workload, request_delay
         self._each, self._free = request_seconds, 0.0  # of the front end: when it is free again
         count = workload.num_requests
         self._next, self._running = 0, 0
@@ -214,11 +218,12 @@ class _Requests:
         if static and self._running:
             return []
         for at in list(times):
-            ready = max(at, self._free) + self._each
+            done = max(at, self._free) + self._each
+            ready = done + self._delay
             if not self.left or (ready > now and not (idle and not found)):
                 break
             found.append((self._next, at, ready))
-            self._free = ready
+            self._free = done
             self._next += 1
             self._running += 1
             if self._times is None:

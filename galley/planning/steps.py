@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from galley.batch import I32, RequestTable
 from galley.config.resolve import from_kwargs
+from galley.kernels.arena import aligned_bytes
 from galley.kernels.backend import Backend, Model, StepLimits, open_backend
 from galley.kernels.cpu import CpuExecutable
 from galley.kernels.ops import KVLayer
@@ -34,9 +35,11 @@ from galley.runner.load import load_model
 from galley.runner.sampler import SamplingTable
 
 BLOCK_SIZE = 16
-#: Steps of each shape in a round of `SyntheticSteps.typical`, and rounds.
+#: Of `SyntheticSteps.means`: steps of each shape in a round; rounds, at least and at most; seconds
+#: after which no round begins.
 _REPETITIONS = 3
-_ROUNDS = 5
+_ROUNDS = 2, 6
+_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,13 @@ class Timed:
     seconds: float
 
 
+def written_zeros(size: int) -> NDArray[np.uint8]:
+    """Aligned bytes with pages of their own, not one page of zeros that stays in the caches."""
+    data = aligned_bytes(size, zeros=True)
+    data[:] = 0
+    return data
+
+
 class SyntheticSteps:
     """A model with its weights, sized for every shape to measure.
 
@@ -109,7 +119,7 @@ class SyntheticSteps:
         layout = executable.kv_layout(BLOCK_SIZE)
         self.table = RequestTable(rows, per_row * BLOCK_SIZE, layout.groups)
         blocks = self.table.block_tables.size
-        self.executable.allocate_kv(1 + blocks, layout)
+        self.executable.allocate_kv(1 + blocks, layout, written_zeros)
         self.kv_bytes_per_token = layout.bytes_per_token
         with_tokens = sum(isinstance(layer, KVLayer) for layer in self.kv_layers)
         self.cache = Cache(self.kv_bytes_per_token / max(with_tokens, 1), numbers)
@@ -143,6 +153,37 @@ class SyntheticSteps:
 
     def operations(self, shape: Shape, repetitions: int) -> list[Timed]:
         """Time of each operation, the median of the repetitions, in program order."""
+        times = np.median(self._profiled(shape, repetitions), axis=0)
+        return [Timed(node, float(s)) for node, s in zip(self._nodes, times, strict=True)]
+
+    def means(self, shapes: Sequence[Shape]) -> dict[Shape, dict[Work, float]]:
+        """The mean seconds of each kind of operation, and of sampling, in steps of each shape.
+
+        Not the median: a step takes the sum of its operations, late ones included. All shapes run
+        in each round, so that a slow second of the machine affects each alike.
+        """
+        totals: dict[Shape, Any] = dict.fromkeys(shapes, 0.0)
+        least, most = _ROUNDS
+        begin, rounds = time.perf_counter(), 0
+        while rounds < least or (rounds < most and time.perf_counter() - begin < _SECONDS):
+            for shape in shapes:
+                totals[shape] += self._profiled(shape, _REPETITIONS).mean(axis=0)
+            rounds += 1
+        found: dict[Shape, dict[Work, float]] = {}
+        for shape, times in totals.items():
+            alike: dict[Work, list[float]] = defaultdict(list)
+            for node, seconds in zip(self._nodes, times / rounds, strict=True):
+                alike[work_of(node, shape, self.cache)].append(float(seconds))
+            found[shape] = {work: fmean(seconds) for work, seconds in alike.items()}
+        return found
+
+    @property
+    def _nodes(self) -> list[Node | None]:
+        """The operations of a step; None is sampling."""
+        return [*self.executable.nodes, None]
+
+    def _profiled(self, shape: Shape, repetitions: int) -> NDArray[np.float64]:
+        """[repetitions, operations] seconds."""
         step = self.columns(shape)
         self.executable.run(step, sample=True)
         runs = []
@@ -151,24 +192,7 @@ class SyntheticSteps:
             self.executable.run(step, sample=True)
             runs.append([nanoseconds for _, _, nanoseconds in self.executable.timings()])
         self.executable.profile(False)
-        times = np.median(np.array(runs), axis=0) / 1e9
-        nodes: list[Node | None] = [*self.executable.nodes, None]
-        return [Timed(node, float(s)) for node, s in zip(nodes, times, strict=True)]
-
-    def typical(self, shapes: Sequence[Shape]) -> dict[Shape, dict[Work, float]]:
-        """The median seconds of each kind of operation, and of sampling, in steps of each shape.
-
-        All shapes run in each round, so that a slow second of the machine affects each alike.
-        """
-        times: dict[Shape, dict[Work, list[float]]] = {shape: defaultdict(list) for shape in shapes}
-        for _ in range(_ROUNDS):
-            for shape, found in times.items():
-                for item in self.operations(shape, _REPETITIONS):
-                    found[work_of(item.node, shape, self.cache)].append(item.seconds)
-        return {
-            shape: {work: median(seconds) for work, seconds in found.items()}
-            for shape, found in times.items()
-        }
+        return np.array(runs) / 1e9
 
 
 class StepBench(SyntheticSteps):
