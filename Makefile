@@ -23,7 +23,7 @@ define install
 endef
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy check-image check-schema check-structured check-clients check-mteb check-ui front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers bench-latency compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-formats bench-speculation bench-drafts bench-planning docs docs-site clean require
+.PHONY: help serve install test check lint native check-deploy check-image check-schema check-structured check-clients check-mteb check-ui bench-ui front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers bench-latency compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-formats bench-speculation bench-drafts bench-planning docs docs-site clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -135,8 +135,11 @@ build/ui/.installed:
 	@$(PIP) install --quiet --target build/ui playwright==1.65.2 axe-playwright-python==0.1.8
 	@touch $@
 
-check-ui: build/ui/.installed ## the pages of /ui in Chromium (CHROMIUM, from the distribution): books, keyboard, axe
+check-ui: build/ui/.installed ## the pages of /ui in Chromium (CHROMIUM, from the distribution): engine's state, keyboard, axe
 	@PYTHONPATH=build/ui $(BIN)/python -m pytest -rP tests/ui/check_ui.py
+
+bench-ui: build/ui/.installed ## what the live view costs, and its first paint in Chromium (three minutes)
+	@PYTHONPATH=build/ui $(BIN)/python -m benchmarks.live_view
 
 front-ends: ## many small streams over 1, 2 and 4 front ends (minutes)
 	@$(BIN)/python -m benchmarks.front_ends

@@ -1,13 +1,17 @@
-"""CPU time that watching costs: an engine at 64 streams, and the server beside it.
+"""The live view's cost: CPU time of a look, throughput at 64 streams, and the first paint.
 
+    make bench-ui                       # with Chromium: the first paint, too
     python -m benchmarks.live_view
 
-Scheduler and KV cache are real, the model is not: a step yields one token a row.
+Takes two to three minutes. CPU time: scheduler and KV cache are real, the model is not (a step
+yields one token a row). Throughput: a server of the built-in model, watched and not in turns. First
+paint: of each page, beside two streams.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import threading
 import time
 from typing import Any
@@ -27,8 +31,13 @@ STREAMS, BLOCKS, PROMPT, LENGTH = 64, 20_000, 1000, 4096
 #: Steps between two looks: those of 20 ms.
 STEPS = int(INTERVAL / 0.02)
 LOOKS = 40
+#: Most of the throughput that watching may cost, and milliseconds to the first paint.
+COST, PAINT = 0.01, 300
+#: Loads of each page.
+LOADS = 5
 #: Seconds of a server that is watched, or not.
 PERIOD = 4.0
+_FIRST_PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
 
 
 class OneToken:
@@ -109,6 +118,7 @@ def watched(pairs: int) -> None:
         client.join()
     low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
     print(f"throughput watched / not: median {middle:.3f}, quartiles {low:.3f} to {high:.3f}")
+    verdict(f"watching costs at most {COST:.0%} at {STREAMS} streams", middle >= 1 - COST)
 
 
 def ask(server: Server, number: int, done: threading.Event) -> None:
@@ -143,11 +153,49 @@ def look(server: Server, done: threading.Event) -> None:
                 return
 
 
+def paints() -> None:
+    """First paint of each page in Chromium."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        print("first paint: not measured without Playwright (make bench-ui)")
+        return
+    path = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+    flags = ("--max-num-seqs", "8", "--kv-cache-memory-bytes", "256M", "--max-model-len", "1024")
+    done = threading.Event()
+    with serve(*flags) as server, sync_playwright() as playwright:
+        clients = [threading.Thread(target=ask, args=(server, i, done)) for i in range(2)]
+        for client in clients:
+            client.start()
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        found = {}
+        for name in ("chat", "live", "step", "operate"):
+            times = []
+            for _ in range(LOADS):
+                page = browser.new_context().new_page()
+                page.goto(f"{server.url}/ui/#/{name}")
+                page.wait_for_selector("main h1")
+                times.append(page.evaluate(_FIRST_PAINT))
+                page.close()
+            found[name] = float(np.median(times))
+        browser.close()
+        done.set()
+    for client in clients:
+        client.join()
+    print("first paint, ms:", ", ".join(f"{name} {ms:.0f}" for name, ms in found.items()))
+    verdict(f"the first paint takes less than {PAINT} ms", max(found.values()) < PAINT)
+
+
+def verdict(claim: str, holds: bool) -> None:
+    print(f"{claim}: {'yes' if holds else 'NO'}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--pairs", type=int, default=12)
     given = parser.parse_args()
     looks()
+    paints()
     watched(given.pairs)
 
 

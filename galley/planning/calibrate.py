@@ -37,7 +37,7 @@ from galley.models.registry import model_spec
 from galley.planning.limits import measure_limits
 from galley.planning.machine import THIS, Machine
 from galley.planning.program import Sizes
-from galley.planning.simulate import host_seconds
+from galley.planning.simulate import HostTimes, host_times
 from galley.planning.steps import Shape, SyntheticSteps, written_zeros
 from galley.runner.cache_files import cache_root
 
@@ -55,8 +55,6 @@ _SHARE = 0.6
 _BYTES = 400_000_000
 #: Sizes beyond which speeds no longer change much, and a step takes long.
 _MOST = Sizes(4096, 12288, 32, 32, 256, 16)
-#: Sizes that every format has kernels for.
-_COMMON = Sizes(1024, 2816, 16, 4, 64, 6)
 _VOCAB = 8192
 
 
@@ -74,8 +72,7 @@ class Measured(msgspec.Struct):
     """The contents of the cache file."""
 
     peak: dict[str, float]
-    step_seconds: float
-    row_seconds: float
+    host: HostTimes
     formats: dict[str, Speed] = {}
 
 
@@ -128,8 +125,7 @@ def this_machine(
             notify("other programs are computing: what is measured may be too slow (--fresh)")
     if measured is None:
         limits = measure_limits(threads)
-        step, row = host_seconds(threads)
-        measured = Measured(limits.peak, step, row)
+        measured = Measured(limits.peak, host_times(threads))
     for fmt in missing:
         measured.formats[_name(fmt, numbers, sizes)] = measure(fmt, numbers, sizes, threads)
     if missing:
@@ -182,13 +178,10 @@ def measure(fmt: WeightFormat, numbers: KVFormat, sizes: Sizes, threads: int) ->
 
 def _config(fmt: WeightFormat, sizes: Sizes) -> dict[str, Any]:
     """The config.json of a Llama of these sizes, with as many layers as `_BYTES` allow."""
-    sizes = Sizes(*map(min, sizes, _MOST))
-    try:
-        layer = _layer_bytes(fmt, sizes)
-    except ValueError:  # a format of some matrices only, whose groups do not divide the others
-        sizes = _COMMON
-        layer = _layer_bytes(fmt, sizes)
-    hidden, inner, heads, kv_heads, head_dim, layers = sizes
+    hidden, inner, heads, kv_heads, head_dim, layers = map(min, sizes, _MOST)
+    shapes = [(2 * inner, hidden), (hidden, inner), (hidden, heads * head_dim)]
+    shapes.append(((heads + 2 * kv_heads) * head_dim, hidden))
+    layer = sum(fmt.num_bytes(shape) for shape in shapes)
     return {
         "architectures": [ARCHITECTURE],
         "hidden_size": hidden,
@@ -204,13 +197,6 @@ def _config(fmt: WeightFormat, sizes: Sizes) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": 2048,
     }
-
-
-def _layer_bytes(fmt: WeightFormat, sizes: Sizes) -> int:
-    hidden, inner, heads, kv_heads, head_dim, _ = sizes
-    shapes = [(2 * inner, hidden), (hidden, inner), (hidden, heads * head_dim)]
-    shapes.append(((heads + 2 * kv_heads) * head_dim, hidden))
-    return sum(fmt.num_bytes(shape) for shape in shapes)
 
 
 def _smooth(curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -234,9 +220,9 @@ def _machine(measured: Measured, names: Sequence[str], threads: int) -> Machine:
         op_seconds=speeds[0].op_seconds,
         element_seconds=speeds[0].element_seconds,
         sample_seconds=speeds[0].sample_seconds,
-        step_seconds=measured.step_seconds,
-        row_seconds=measured.row_seconds,
-        request_seconds=10 * measured.row_seconds,
+        step_seconds=measured.host.step,
+        row_seconds=measured.host.row,
+        request_seconds=measured.host.request,
         sources=("measured here with the kernels that serve",),
     )
 

@@ -6,6 +6,7 @@ admission, chunks, budget, preemption, `--target-itl`.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,9 +21,9 @@ from galley.engine.build import build_core
 from galley.planning.step import StepLoad
 from galley.request import Request, SamplingParams
 
-#: CPU seconds of a front end for each streamed token, on a machine whose engine needs so many for
-#: each row of a step (docs/performance.md, S9 and "Cost of the open seams").
-_FRONT_END, _FRONT_END_ROW = 22e-6, 0.5e-6
+#: CPU seconds of a front end for each streamed token, and for a request, on a machine where the
+#: engine's host part of a step with one row takes `_HOST` (docs/performance.md, S9 and S7).
+_FRONT_END_TOKEN, _FRONT_END_REQUEST, _HOST = 22e-6, 6e-4, 24e-6
 
 
 class Workload(msgspec.Struct, frozen=True):
@@ -249,16 +250,28 @@ class _Requests:
         )
 
 
-def host_seconds(threads: int) -> tuple[float, float]:
-    """Seconds of the host for a step, and for each sequence of it, measured with a `StandIn`.
+class HostTimes(msgspec.Struct, frozen=True):
+    """Attributes:
+    step, row: seconds of a step's host part, and for each of its rows.
+    request: of the front end, for a request.
+    """
 
-    A front end streams the tokens. It is taken to be as much faster or slower than where it was
-    measured as the engine's host part is, and to take its time from the threads that compute.
+    step: float
+    row: float
+    request: float
+
+
+def host_times(threads: int) -> HostTimes:
+    """The host's times, measured with a `StandIn`.
+
+    A front end streams the tokens. It is taken to be as much slower than where it was measured as
+    the engine's host part is. If all cores compute, a step waits for it: the tile of the thread
+    that it displaces is the last to be done.
     """
     few, many = _step_seconds(1), _step_seconds(64)
-    row = max(many - few, 0.0) / 63
-    front_end = _FRONT_END * max(row / _FRONT_END_ROW, 0.5) / threads
-    return few, row + front_end
+    slower = few / _HOST
+    token = _FRONT_END_TOKEN * slower if threads >= len(os.sched_getaffinity(0)) else 0.0
+    return HostTimes(few, max(many - few, 0.0) / 63 + token, _FRONT_END_REQUEST * slower)
 
 
 def _step_seconds(running: int, steps: int = 200) -> float:

@@ -18,11 +18,14 @@ def seconds(load: StepLoad) -> float:
 
 
 def run(
-    workload: Workload, blocks: int = 1000, request_seconds: float = 0.0, **flags: Any
+    workload: Workload,
+    blocks: int = 1000,
+    front_end: tuple[float, float] = (0.0, 0.0),
+    **flags: Any,
 ) -> Simulation:
     config = from_kwargs({"max_num_seqs": 8, "max_model_len": 512, **flags}, "server", {})
     executor = StandIn([GroupSpec("full", 16, 64)], blocks, 8, 512)
-    return simulate(config, executor, seconds, workload, request_seconds, keep_steps=True)
+    return simulate(config, executor, seconds, workload, *front_end, keep_steps=True)
 
 
 def test_every_token_is_computed_once() -> None:
@@ -63,10 +66,17 @@ def test_static_batches_take_longer() -> None:
 
 def test_a_front_end_takes_one_request_after_the_other() -> None:
     """Eight that come at once reach the engine 50 ms apart; their first tokens wait for that."""
-    done = run(Workload(8, 4, 8, requests=8), request_seconds=0.05)
+    done = run(Workload(8, 4, 8, requests=8), front_end=(0.05, 0.0))
     assert done.arrivals == [0.0] * 8
     for number, first in enumerate(done.firsts, 1):
         assert 0.0099 < first - 0.05 * number < 0.0201
+
+
+def test_requests_that_come_together_are_computed_together() -> None:
+    """A delay is the same for all: one step has the prompts of eight that came at once."""
+    done = run(Workload(64, 4, 8, requests=8), front_end=(0.0, 0.03), target_itl=0.0)
+    assert done.arrivals == [0.0] * 8
+    assert done.firsts == pytest.approx([0.03 + seconds(StepLoad.of([0] * 8, [64] * 8, 8))] * 8)
 
 
 def test_a_shared_beginning_is_found_in_the_cache() -> None:

@@ -161,7 +161,7 @@ def test_a_page(
     opened.context.close()
 
 
-def test_blocks_are_those_of_the_books(opened: Opened, server: Server) -> None:
+def test_blocks_are_those_of_the_engine(opened: Opened, server: Server) -> None:
     with Streams(server, [TEXT[:1500], TEXT[:1500] + " Second"]):
         page = opened.show("live")
         row = page.locator("section:has(#requests) tbody tr").first
