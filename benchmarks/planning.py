@@ -121,11 +121,19 @@ def misses(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def verdict(rows: list[dict[str, Any]]) -> str:
+    found = misses(rows)
+    within = (
+        f"Of {4 * len(rows)} figures {4 * len(rows) - len(found)} are within 25 % (memory: 10 %)"
+    )
+    return f"{within}." if not found else f"{within}; off by more: {'; '.join(found)}."
+
+
 def write_table(rows: list[dict[str, Any]]) -> None:
     """Put the table into docs/planning.md, between its two marks."""
     before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    table = "\n".join([*HEAD, *map(cells, rows)])
+    table = "\n".join([*HEAD, *map(cells, rows), "", verdict(rows)])
     PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
 
 
@@ -157,7 +165,8 @@ def main() -> None:
                 KEPT.write_text(json.dumps(rows, indent=1))
     if len(rows) == len(MODELS) * len(STREAMS):
         write_table(rows)
-        print("\n".join(["off by more than 10 % (memory) or 25 %:", *(misses(rows) or ["none"])]))
+    if rows:
+        print(verdict(rows))
 
 
 if __name__ == "__main__":

@@ -224,6 +224,7 @@ class _Requests:
             if not self.left or (ready > now and not (idle and not found)):
                 break
             found.append((self._next, at, ready))
+            now = max(now, ready)  # if idle: others may come at the same time
             self._free = done
             self._next += 1
             self._running += 1
