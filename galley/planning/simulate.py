@@ -21,9 +21,9 @@ from galley.engine.build import build_core
 from galley.planning.step import StepLoad
 from galley.request import Request, SamplingParams
 
-#: CPU seconds of a front end for each streamed token, and for a request, on a machine where the
-#: engine's host part of a step with one row takes `_HOST` (docs/performance.md, S9 and S7).
-_FRONT_END_TOKEN, _FRONT_END_REQUEST, _HOST = 22e-6, 6e-4, 24e-6
+#: CPU seconds of a front end for a step, for each token that it streams, and for a request, where
+#: the engine's host part of a step with one row takes `_HOST` (docs/performance.md, S9 and S7).
+_FRONT_END_STEP, _FRONT_END_TOKEN, _FRONT_END_REQUEST, _HOST = 40e-6, 20e-6, 6e-4, 24e-6
 
 
 class Workload(msgspec.Struct, frozen=True):
@@ -271,8 +271,12 @@ def host_times(threads: int) -> HostTimes:
     """
     few, many = _step_seconds(1), _step_seconds(64)
     slower = few / _HOST
-    token = _FRONT_END_TOKEN * slower if threads >= len(os.sched_getaffinity(0)) else 0.0
-    return HostTimes(few, max(many - few, 0.0) / 63 + token, _FRONT_END_REQUEST * slower)
+    waits = slower if threads >= len(os.sched_getaffinity(0)) else 0.0
+    return HostTimes(
+        step=few + waits * _FRONT_END_STEP,
+        row=max(many - few, 0.0) / 63 + waits * _FRONT_END_TOKEN,
+        request=_FRONT_END_REQUEST * slower,
+    )
 
 
 def _step_seconds(running: int, steps: int = 200) -> float:
