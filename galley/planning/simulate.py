@@ -23,7 +23,7 @@ from galley.request import Request, SamplingParams
 
 #: CPU seconds of a front end for a step, for each token that it streams, and for a request, where
 #: the engine's host part of a step with one row takes `_HOST` (docs/performance.md, S9 and S7).
-_FRONT_END_STEP, _FRONT_END_TOKEN, _FRONT_END_REQUEST, _HOST = 40e-6, 20e-6, 6e-4, 24e-6
+_FRONT_END_STEP, _FRONT_END_TOKEN, _FRONT_END_REQUEST, _HOST = 120e-6, 20e-6, 6e-4, 24e-6
 
 
 class Workload(msgspec.Struct, frozen=True):
