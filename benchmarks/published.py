@@ -147,7 +147,8 @@ def planned(row: Row, folder: Path) -> Prediction:
 
 
 def main() -> None:
-    fitted, held_out = [], []
+    fitted: list[float] = []
+    held_out: list[float] = []
     print("| source | model, machine | in, out | load | predicted / published (ratio) |")
     print("|---|---|---|---|---|", flush=True)
     for row in ROWS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -64,15 +65,20 @@ class PlannedModel(msgspec.Struct, frozen=True):
     def formats(self) -> list[WeightFormat]:
         """Of its weights, those with the most numbers first."""
         counts: dict[WeightFormat, int] = {}
+        for weight in self._matrices():
+            n, k = weight.shape
+            counts[weight.format] = counts.get(weight.format, 0) + n * k
+        return sorted(counts, key=lambda fmt: -counts[fmt])
+
+    def _matrices(self) -> Iterator[ShapeWeight]:
+        """Weights that rows are multiplied with."""
         for node in self.nodes:
             for constant in node.constants.values():
                 for weight in (
                     constant.weights if isinstance(constant, PackedExperts) else (constant,)
                 ):
                     if isinstance(weight, ShapeWeight) and node.op != "embedding":
-                        n, k = weight.shape
-                        counts[weight.format] = counts.get(weight.format, 0) + n * k
-        return sorted(counts, key=lambda fmt: -counts[fmt])
+                        yield weight
 
     @property
     def hidden(self) -> int:
@@ -82,17 +88,13 @@ class PlannedModel(msgspec.Struct, frozen=True):
     @property
     def sizes(self) -> Sizes:
         """Attention as in its first layer; of common proportions where there is none."""
-        inner = [
-            weight.shape[1]
-            for node in self.nodes
-            if isinstance(weight := node.constants.get("weight"), ShapeWeight)
-        ]
+        inner = max(weight.shape[1] for weight in self._matrices())
         layers = [n for n in self.nodes if n.op == "attention" and isinstance(n.layer, KVLayer)]
         if not layers:
-            return Sizes(self.hidden, max(inner), max(self.hidden // 64, 1), 1, 64, 8)
+            return Sizes(self.hidden, inner, max(self.hidden // 64, 1), 1, 64, 8)
         kv = cast(KVLayer, layers[0].layer)
         heads = layers[0].ints["heads"]
-        return Sizes(self.hidden, max(inner), heads, kv.kv_heads, kv.head_dim, len(layers))
+        return Sizes(self.hidden, inner, heads, kv.kv_heads, kv.head_dim, len(layers))
 
     def activation_bytes(self, limits: StepLimits) -> int:
         """Buffers of the largest step, as the CPU backend lays them out."""
