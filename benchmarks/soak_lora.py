@@ -1,14 +1,14 @@
 """Loads and unloads adapters while others answer: no wrong answer, no leak.
 
-    python -m benchmarks.soak_lora [--minutes 5] [--clients 12] [--json FILE]
+    python -m benchmarks.soak_lora [--minutes 5] [--clients 12] [--slowdown 2] [--json FILE]
 
 Each adapter says a text of its own to each prompt, noted before. Clients then ask the model alone,
 adapters that stay and adapters that are loaded, replaced and unloaded all the time, among loads of
 broken files. There are fewer places than adapters, so some requests wait. Fails for an answer that
 is not that of an adapter which had the name while the request ran, for a broken file that is not
-refused, if memory grows by more than --slope MB a minute after half the time, or if open files, a
-request or a block remain. The p99 of the time between tokens is shown beside that of the same
-clients without loads.
+refused, if memory grows by more than --slope MB a minute after half the time, if open files, a
+request or a block remain, or if the p99 of the time between tokens is more than --slowdown times
+that of the same clients without loads.
 """
 
 from __future__ import annotations
@@ -113,6 +113,7 @@ async def client(http: httpx.AsyncClient, seed: int, until: float, soak: Soak) -
         elif status != 200:
             soak.faults.append(f"{name}: {status} {text:.200}")
         elif text not in {soak.texts[folder, prompt] for folder in possible if folder}:
+            soak.counts["wrong"] += 1
             soak.faults.append(f"{name} ({possible}) said {text!r} to {prompt!r}")
         else:
             soak.counts["model" if name == MODEL else "adapter"] += 1
@@ -231,11 +232,16 @@ async def run(server: Server, folder: Path, args: argparse.Namespace, soak: Soak
     if soak.slope() > args.slope:
         soak.faults.append(f"memory grows by {soak.slope():.1f} MB a minute")
     soak.faults += [line.strip() for line in server.log if "ERROR" in line or "Traceback" in line]
-    p99 = [statistics.quantiles(gaps, n=100)[-1] for gaps in (before, soak.gaps)]
+    quiet_p99, p99 = (statistics.quantiles(gaps, n=100)[-1] for gaps in (before, soak.gaps))
+    slowdown = round(p99 / quiet_p99, 2)
+    if slowdown > args.slowdown:
+        soak.faults.append(f"the p99 between tokens is {slowdown} times that without loads")
     return {
         **soak.counts,
-        "p99 between tokens, ms": round(p99[1] * 1000, 1),
-        "without loads": round(p99[0] * 1000, 1),
+        "wrong": soak.counts["wrong"],
+        "p99 between tokens, ms": round(p99 * 1000, 1),
+        "without loads": round(quiet_p99 * 1000, 1),
+        "slowdown": slowdown,
         "MB a minute": round(soak.slope(), 2),
         "distinct texts": len(set(soak.texts.values())),
         "files more": more,
@@ -247,6 +253,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--clients", type=int, default=12)
     parser.add_argument("--slope", type=float, default=2.0, help="most MB a minute")
+    parser.add_argument("--slowdown", type=float, default=2.0, help="most, of p99 between tokens")
     parser.add_argument("--json", help="file for the figures")
     args = parser.parse_args()
     soak = Soak()
@@ -262,6 +269,7 @@ def main() -> int:
         Path(args.json).write_text(json.dumps({**figures, "faults": soak.faults}))
     for fault in soak.faults[:20]:
         print("FAULT:", fault)
+    print("failed" if soak.faults else "passed")
     return int(bool(soak.faults))
 
 
