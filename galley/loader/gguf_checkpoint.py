@@ -8,17 +8,15 @@ import numpy as np
 
 from galley.errors import ModelError
 from galley.loader.config_changes import ConfigChanges
-from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, Fields
 from galley.loader.gguf import GGUFFile, TensorInfo
 from galley.loader.gguf_info import architecture_of, info_of_gguf, metadata
 from galley.loader.gguf_names import (
     LONG_FACTORS,
     ROPE_FACTORS,
     SHORT_FACTORS,
-    deinterleaved_rows,
     fused_names,
     hf_names,
-    rows_by_kv_head,
+    row_order,
 )
 from galley.loader.gguf_states import logical_shape, logical_values
 from galley.loader.source import Source, split_parts
@@ -60,13 +58,11 @@ class GGUFCheckpoint:
         parts = open_parts(path)
         self.model_info = info_of_gguf(parts[0], tensors_of(parts), changes)
         arch, architecture = architecture_of(parts[0])
-        self._interleaved_qk = architecture.interleaved_qk
-        self._norm_plus, self._plain_norms = architecture.norm_plus, architecture.plain_norms
+        self._architecture = architecture
         #: Of each tensor that the file has as metadata: its values.
         self._computed: dict[str, np.ndarray] = {}
         if architecture.computed is not None:
             self._computed = architecture.computed(metadata(parts[0], arch), arch)
-        self._joined_qkv = architecture.joined_qkv
         stored = {
             info.name: (part, info)
             for part in parts
@@ -135,14 +131,14 @@ class GGUFCheckpoint:
         if header.shape != info.shape:
             data = data.reshape(header.shape)
         data = logical_values(name, data)
-        if (
-            self._norm_plus
-            and name.endswith("norm.weight")
-            and not name.endswith(self._plain_norms)
-        ):
-            shifted = data.astype(np.float32) - np.float32(self._norm_plus)
+        plus, plain_norms = self._architecture.norm_plus, self._architecture.plain_norms
+        if plus and name.endswith("norm.weight") and not name.endswith(plain_norms):
+            shifted = data.astype(np.float32) - np.float32(plus)
             return RawTensor(name, header.shape, "float32", shifted)
-        return RawTensor(name, header.shape, header.dtype, data, self._row_order(info))
+        order = row_order(
+            info.name, info.shape, self._architecture, self.model_info, str(self.path)
+        )
+        return RawTensor(name, header.shape, header.dtype, data, order)
 
     def _of(self, name: str) -> list[tuple[GGUFFile, TensorInfo]]:
         places = self._places.get(name)
@@ -152,24 +148,3 @@ class GGUFCheckpoint:
             files = ", ".join(info.name for _, info in places)
             raise ModelError(f"{self.path}: {files} differ in type, which is not supported")
         return places
-
-    def _row_order(self, info: TensorInfo) -> np.ndarray | None:
-        is_query, is_key = ".attn_q." in info.name, ".attn_k." in info.name
-        is_joined = self._joined_qkv and ".attn_qkv." in info.name
-        if not is_joined and not (self._interleaved_qk and (is_query or is_key)):
-            return None
-        config = Fields(self.model_info.hf_config, str(self.path))
-        heads = config.integer("num_attention_heads", least=1, most=MAX_HEADS)
-        head_dim = config.integer(
-            "head_dim", config.integer("hidden_size") // heads, least=1, most=MAX_HEAD_DIM
-        )
-        kv_heads = config.integer("num_key_value_heads", heads, least=1, most=MAX_HEADS)
-        in_all = heads + 2 * kv_heads if is_joined else kv_heads if is_key else heads
-        if in_all * head_dim != info.shape[0]:
-            raise ModelError(
-                f"{self.path}: tensor {info.name} of shape {list(info.shape)} should have "
-                f"{in_all} heads of {head_dim} rows"
-            )
-        if is_joined:
-            return rows_by_kv_head(heads, kv_heads, head_dim)
-        return deinterleaved_rows(in_all, head_dim)

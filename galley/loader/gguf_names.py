@@ -9,7 +9,10 @@ import re
 
 import numpy as np
 
+from galley.config import ModelInfo
+from galley.errors import ModelError
 from galley.loader import gguf_dense, gguf_encoders, gguf_experts, gguf_gpt, gguf_states
+from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, Fields
 from galley.loader.gguf_architecture import Architecture
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -90,3 +93,42 @@ def deinterleaved_rows(num_heads: int, head_dim: int) -> np.ndarray:
     """
     in_file = np.arange(num_heads * head_dim).reshape(num_heads, head_dim // 2, 2)
     return np.ascontiguousarray(in_file.swapaxes(1, 2)).reshape(-1)
+
+
+def row_order(
+    name: str,
+    shape: tuple[int, ...],
+    architecture: Architecture,
+    model_info: ModelInfo,
+    where: str,
+) -> np.ndarray | None:
+    """int64: the row in the file of each logical row of a GGUF tensor; None = they are in order.
+
+    Raises ModelError, which begins with `where`, for a number of rows that is not the model's.
+    """
+    is_query, is_key = ".attn_q." in name, ".attn_k." in name
+    is_joined = architecture.joined_qkv and ".attn_qkv." in name
+    if not is_joined and not (architecture.interleaved_qk and (is_query or is_key)):
+        return None
+    config = Fields(model_info.hf_config, where)
+    heads = config.integer(
+        "num_attention_heads", config.values.get("n_head"), least=1, most=MAX_HEADS
+    )
+    head_dim = config.integer(
+        "head_dim", config.integer("hidden_size") // heads, least=1, most=MAX_HEAD_DIM
+    )
+    # Configs of models with q, k and v in one tensor have other keys, or none.
+    kv_heads = (
+        (shape[0] // head_dim - heads) // 2
+        if is_joined
+        else config.integer("num_key_value_heads", heads, least=1, most=MAX_HEADS)
+    )
+    in_all = heads + 2 * kv_heads if is_joined else kv_heads if is_key else heads
+    if in_all * head_dim != shape[0] or (is_joined and (kv_heads < 1 or heads % kv_heads)):
+        raise ModelError(
+            f"{where}: {name:.200} has shape {list(shape)}, the model has {in_all} heads of "
+            f"{head_dim} rows"
+        )
+    if is_joined:
+        return rows_by_kv_head(heads, kv_heads, head_dim)
+    return deinterleaved_rows(in_all, head_dim)

@@ -546,6 +546,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "nemotron_h_moe": Architecture(
         "NemotronHForCausalLM",
         "nemotron_h",
+        interleaved_qk=True,
         top=_BACKBONE,
         in_layer=NEMOTRON_H_MOE_NAMES,
         layers="backbone.layers",
@@ -554,6 +555,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "nemotron_h": Architecture(
         "NemotronHForCausalLM",
         "nemotron_h",
+        interleaved_qk=True,
         top=_BACKBONE,
         in_layer=NEMOTRON_H_NAMES,
         layers="backbone.layers",

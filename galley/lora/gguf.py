@@ -1,12 +1,17 @@
 """Adapters in llama.cpp's format: one GGUF file.
 
 general.type = adapter    adapter.type = lora    adapter.lora.alpha
-blk.0.attn_q.weight.lora_a    [rank, K]
-blk.0.attn_q.weight.lora_b    [N, rank], rows in the order of GGUF's models
+blk.0.attn_q.weight.lora_a          [rank, K]
+blk.0.attn_q.weight.lora_b          [N, rank], rows in the order of GGUF's models
+blk.0.ffn_up_exps.weight.lora_a     [experts, rank, K]
+blk.0.ffn_up_exps.weight.lora_b     [experts, N, rank]
+token_embd.weight.lora_a            [vocabulary, rank]
+token_embd.weight.lora_b            [hidden, rank]
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +19,30 @@ from numpy.typing import NDArray
 
 from galley.config import ModelInfo
 from galley.errors import ModelError
-from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, Fields
+from galley.loader.fields import Fields
 from galley.loader.gguf import GGUFFile, TensorInfo
 from galley.loader.gguf_architecture import Architecture
-from galley.loader.gguf_names import ARCHITECTURES, deinterleaved_rows, hf_name
+from galley.loader.gguf_names import ARCHITECTURES, fused_names, hf_name, hf_names, row_order
+from galley.loader.tensor import RawTensor
 from galley.lora.files import read_whole
 from galley.lora.tensors import AdapterTensors
+from galley.quant import to_float32
 
 _TYPE = {"general.type": "adapter", "adapter.type": "lora"}
-_FLOATS = ("float32", "float16", "bfloat16")
+_INVOCATION = "adapter.alora.invocation_tokens"
 _EMBEDDING = "token_embd.weight"
 _MAX_ALPHA = 2.0**20
+#: Classes whose models the converter writes as those of another.
+_WRITTEN_AS = {
+    "CamembertModel": "BertModel",
+    "DeepseekV3ForCausalLM": "DeepseekV2ForCausalLM",
+    "FalconMambaForCausalLM": "MambaForCausalLM",
+    "GraniteMoeForCausalLM": "GraniteMoeSharedForCausalLM",
+    "MistralForCausalLM": "LlamaForCausalLM",
+    "Olmo3ForCausalLM": "Olmo2ForCausalLM",
+    "RobertaModel": "BertModel",
+    "XLMRobertaModel": "BertModel",
+}
 
 
 def read_gguf(path: Path, model_info: ModelInfo, most_bytes: int) -> dict[str, AdapterTensors]:
@@ -39,32 +57,77 @@ def read_gguf(path: Path, model_info: ModelInfo, most_bytes: int) -> dict[str, A
     file = GGUFFile(path, read_whole(path, most_bytes))
     architecture = _architecture_of(file, model_info)
     alpha = _alpha_of(file)
-    halves: dict[str, dict[str, TensorInfo]] = {}
+    tensors: dict[str, AdapterTensors] = {}
+    for module, (a, b) in _pairs(file).items():
+        order = row_order(module, b.shape, architecture, model_info, f"{path}: lora_b")
+        # llama.cpp takes an alpha of 0 as none.
+        scale = alpha / b.shape[-1] if alpha else 1.0
+        tensors[module] = AdapterTensors(
+            a.T if module == _EMBEDDING else a, b if order is None else b[order], scale
+        )
+    layers = model_info.hf_config.get("num_hidden_layers", 0)
+    modules = {
+        name: _fused(path, name, [tensors.pop(part) for part in parts])
+        for name, parts in fused_names(architecture, layers).items()
+        if all(part in tensors for part in parts)
+    }
+    for module, given in tensors.items():
+        names = hf_names(module, architecture)
+        if given.b.shape[-2] % len(names):
+            raise ModelError(f"{path}: {module:.200} has an odd number of rows")
+        for name, b in zip(names, np.split(given.b, len(names), axis=-2), strict=True):
+            if ("{}" in name) != (b.ndim == 3):
+                raise ModelError(f"{path}: {module:.200} has {b.ndim} dimensions")
+            if b.ndim == 2:
+                modules[name] = AdapterTensors(given.a, b, given.scale)
+                continue
+            for i, (expert_a, expert_b) in enumerate(zip(given.a, b, strict=True)):
+                modules[name.format(i)] = AdapterTensors(expert_a, expert_b, given.scale)
+    return {name.removesuffix(".weight"): given for name, given in modules.items()}
+
+
+def _pairs(file: GGUFFile) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """A and B of each tensor of the model, by its name in the file; of two or three dimensions."""
+    halves: dict[str, dict[str, NDArray[np.float32]]] = {}
     for info in file.tensors.values():
         module, _, kind = info.name.rpartition(".")
         if kind not in ("lora_a", "lora_b") or not module.endswith(".weight"):
-            raise ModelError(f"{path}: tensor {info.name:.200} is not of a LoRA adapter")
-        if info.type.name not in _FLOATS or len(info.shape) != 2:
-            raise ModelError(
-                f"{path}: tensor {info.name:.200} is {info.type.name} of {list(info.shape)}"
-            )
-        halves.setdefault(module, {})[kind] = info
+            raise ModelError(f"{file.path}: tensor {info.name:.200} is not of a LoRA adapter")
+        if len(info.shape) not in (2, 3) or 0 in info.shape:
+            raise ModelError(f"{file.path}: tensor {info.name:.200} is of {list(info.shape)}")
+        halves.setdefault(module, {})[kind] = _numbers(file, info)
     if not halves:
-        raise ModelError(f"{path}: has no tensors")
-    modules: dict[str, AdapterTensors] = {}
+        raise ModelError(f"{file.path}: has no tensors")
+    pairs = {}
     for module, half in halves.items():
         if len(half) != 2:
-            raise ModelError(f"{path}: {module:.200} has {next(iter(half))} alone")
-        a, b = (file.data(half[kind]) for kind in ("lora_a", "lora_b"))
-        if architecture.interleaved_qk:
-            b = _logical_rows(path, module, b, model_info)
-        # llama.cpp takes an alpha of 0 as none.
-        scale = alpha / a.shape[0] if alpha else 1.0
-        name = hf_name(module, architecture).removesuffix(".weight")
-        if module == _EMBEDDING:
-            raise ModelError(f"{path}: adapters of {name} are not supported in GGUF")
-        modules[name] = AdapterTensors(a, b, scale)
-    return modules
+            raise ModelError(f"{file.path}: {module:.200} has {next(iter(half))} alone")
+        a, b = half["lora_a"], half["lora_b"]
+        if a.ndim != b.ndim or a.shape[:-2] != b.shape[:-2]:
+            raise ModelError(
+                f"{file.path}: {module:.200} has lora_a {list(a.shape)} and lora_b {list(b.shape)}"
+            )
+        pairs[module] = a, b
+    return pairs
+
+
+def _numbers(file: GGUFFile, info: TensorInfo) -> NDArray[np.float32]:
+    """A tensor of any number format; experts' matrices one after the other while they are read."""
+    data = file.data(info)
+    flat = math.prod(info.shape[:-1]), info.shape[-1]
+    rows = RawTensor(info.name, flat, info.type.name, data.reshape(flat[0], -1))
+    try:
+        return to_float32(rows).reshape(info.shape)
+    except ModelError as error:
+        raise ModelError(f"{file.path}: {error.message:.300}") from None
+
+
+def _fused(path: Path, name: str, parts: list[AdapterTensors]) -> AdapterTensors:
+    """Of a tensor that is several in the file, as the converter splits it: all have the same A."""
+    first = parts[0]
+    if any(part.scale != first.scale or not np.array_equal(part.a, first.a) for part in parts):
+        raise ModelError(f"{path}: the parts of {name} have different lora_a: not supported")
+    return AdapterTensors(first.a, np.concatenate([part.b for part in parts]), first.scale)
 
 
 def _architecture_of(file: GGUFFile, model_info: ModelInfo) -> Architecture:
@@ -72,15 +135,31 @@ def _architecture_of(file: GGUFFile, model_info: ModelInfo) -> Architecture:
         found = file.get(key)
         if not isinstance(found, str) or found != wanted:
             raise ModelError(f"{file.path}: {key} is {found!r:.80}, not {wanted!r}")
+    if file.get(_INVOCATION) is not None:
+        raise ModelError(f"{file.path}: {_INVOCATION} (activated LoRA) is not supported")
     name = file.get("general.architecture")
-    architecture = ARCHITECTURES.get(name) if isinstance(name, str) else None
-    if architecture is None or architecture.hf_class != model_info.architecture:
+    known = ARCHITECTURES.get(name) if isinstance(name, str) else None
+    classes = model_info.architecture, _WRITTEN_AS.get(model_info.architecture)
+    either = (known, known.where[1] if known is not None and known.where else None)
+    entries = [entry for entry in either if entry is not None and entry.hf_class in classes]
+    if not entries:
         raise ModelError(
             f"{file.path}: is an adapter of {name!r:.80}, the model is {model_info.architecture}"
         )
-    if architecture.joined_qkv or architecture.fused:
-        raise ModelError(f"{file.path}: GGUF adapters of {name} are not supported")
+    architecture = min(entries, key=lambda entry: _num_unknown(entry, file))
+    if architecture.model_type == "falcon_h1" and "key_multiplier" in model_info.hf_config:
+        raise ModelError(
+            f"{file.path}: GGUF adapters of {name} contain its multipliers: they need a GGUF model"
+        )
     return architecture
+
+
+def _num_unknown(entry: Architecture, file: GGUFFile) -> int:
+    """Tensors without a name: two entries of one class differ in names."""
+    parts = {part for parts in entry.fused.values() for part in parts}
+    modules = [name.rpartition(".")[0] for name in file.tensors]
+    unknown = [module for module in modules if hf_name(module, entry) == module]
+    return sum(name.removesuffix(".weight").rpartition(".")[2] not in parts for name in unknown)
 
 
 def _alpha_of(file: GGUFFile) -> float:
@@ -90,24 +169,3 @@ def _alpha_of(file: GGUFFile) -> float:
     if abs(alpha) > _MAX_ALPHA:
         raise fields.wrong(key, f"at most {_MAX_ALPHA:.0f}")
     return alpha
-
-
-def _logical_rows(
-    path: Path, module: str, b: NDArray[np.generic], model_info: ModelInfo
-) -> NDArray[np.generic]:
-    """B of q or k with its rows in Hugging Face's order; of others as it is."""
-    is_key = ".attn_k." in module
-    if not is_key and ".attn_q." not in module:
-        return b
-    config = Fields(model_info.hf_config, model_info.source)
-    heads = config.integer("num_attention_heads", least=1, most=MAX_HEADS)
-    default = config.integer("hidden_size") // heads
-    head_dim = config.integer("head_dim", default, least=1, most=MAX_HEAD_DIM)
-    if is_key:
-        heads = config.integer("num_key_value_heads", heads, least=1, most=MAX_HEADS)
-    if len(b) != heads * head_dim:
-        raise ModelError(
-            f"{path}: lora_b of {module:.200} has shape {list(b.shape)}, the model has {heads} "
-            f"heads of {head_dim} rows"
-        )
-    return b[deinterleaved_rows(heads, head_dim)]
