@@ -57,6 +57,7 @@ class Base:
 
 def save_case(case: Case, folder: Path) -> Base:
     """A tiny model of a family."""
+    folder.mkdir()
     make(case).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     return Base(folder, load_file(folder / "model.safetensors"), config)

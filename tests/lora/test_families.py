@@ -1,4 +1,4 @@
-"""Adapters of all layers equal the merged model: several families, several weight formats."""
+"""Adapters of all layers equal the merged model: all families, several weight formats."""
 
 from __future__ import annotations
 
@@ -24,23 +24,6 @@ from tests.models.families import FAMILIES
 from tests.quant import test_compressed_tensors, test_fp8, test_gptq
 from tests.small_model import small_model
 
-#: Of the registry: fused q, k and v; windows and soft caps; latent attention; mixtures with and
-#: without experts for all tokens; recurrences.
-GENERATING = [
-    "qwen2",
-    "phi3",
-    "gemma2",
-    "falcon",
-    "deepseek-v3",
-    "mixtral",
-    "qwen2-moe",
-    "llama4",
-    "granite-moe",
-    "falcon-h1",
-    "qwen3-next",
-    "mamba",
-]
-
 
 def compare(base: Base, tmp_path: Path, tolerance: float, **flags: Any) -> None:
     adapter = merging.random_tensors(base, seed=1)
@@ -60,7 +43,7 @@ def compare(base: Base, tmp_path: Path, tolerance: float, **flags: Any) -> None:
         np.testing.assert_allclose(logprobs[:same], wanted_logprobs[:same], atol=tolerance)
 
 
-@pytest.mark.parametrize("name", GENERATING)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_families(name: str, tmp_path: Path) -> None:
     base = merging.save_case(FAMILIES[name], tmp_path / "base")
     assert len(base.sites) > 3

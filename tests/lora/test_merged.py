@@ -14,11 +14,9 @@ import pytest
 from galley import LLM, LoRARequest, SamplingParams
 from tests.lora.checkpoints import (
     LINEAR,
-    gpt2,
     linear_shapes,
     llama,
     phi3,
-    qwen2,
     random_adapter,
     random_model,
     save_adapter,
@@ -78,15 +76,6 @@ CASES: dict[str, tuple[Callable[[], Any], str, Callable[[str], int], dict[str, A
         {**PATTERNS, "use_rslora": True, "target_modules": r".*_proj"},
         lambda m: alpha_of(m) / math.sqrt(by_kind(m)),
     ),
-    "qwen2, tied, biases": (qwen2, LINEAR, uniform(16), {}, lambda m: 1.0),
-    "phi3, fused": (
-        phi3,
-        "qkv_proj|gate_up_proj|o_proj|down_proj",
-        uniform(8),
-        {},
-        lambda m: 2.0,
-    ),
-    "gpt2, transposed": (gpt2, "c_attn|c_proj|c_fc", uniform(4), {}, lambda m: 4.0),
 }
 
 
