@@ -23,7 +23,7 @@ define install
 endef
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check lint native check-deploy check-image check-schema check-structured check-clients check-mteb check-ui bench-ui front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers bench-latency compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-formats bench-speculation bench-drafts bench-planning docs docs-site clean require
+.PHONY: help serve install test check beside lint style types native check-deploy check-image check-schema check-structured check-clients check-mteb check-ui bench-ui front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers bench-latency compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-formats bench-speculation bench-drafts bench-planning docs docs-site clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,12 +40,21 @@ test: $(VENV)/.tested ## set up and run every check: lint, types, imports, tests
 # Two workers, a file at a time, in order: the files that take longest are not among the last. What
 # measures a busy server, or needs all cores, runs by itself afterwards. Status 5: no test of that
 # kind among those that PYTEST_ARGS names.
-check: lint ## the checks alone, in a .venv that is set up for them
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" $(PYTEST_ARGS) || [ $$? = 5 ]
+check: style ## the checks alone, in a .venv that is set up for them
+	@$(MAKE) --no-print-directory -j2 types beside
 	@$(BIN)/python -m pytest -m alone $(PYTEST_ARGS) || [ $$? = 5 ]
 
-lint:
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+# The tests that run beside each other, and beside the check of types, which takes a core a minute.
+beside:
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" $(PYTEST_ARGS) || [ $$? = 5 ]
+
+lint: style types
+
+style:
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types:
+	@$(BIN)/mypy && $(BIN)/lint-imports
 
 # Which Debian package brings what is missing: said before anything else is tried.
 PACKAGE := $(notdir $(PYTHON))

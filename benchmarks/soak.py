@@ -1,6 +1,6 @@
 """Soak test: saturates a server with misbehaving clients to find leaks.
 
-    python -m benchmarks.soak [--minutes 20] [--clients 24] [--settle 5] [--json FILE]
+    python -m benchmarks.soak [--minutes 20] [--clients 24] [--settle 5] [--model M] [--json FILE]
 
 Keeps a small server saturated with completions and chats of all sizes. Half of the clients behave;
 the others disconnect before the first token or in mid-stream, or read slowly. Fails if, after
@@ -194,11 +194,13 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=24)
     parser.add_argument("--settle", type=float, default=None, help="default 5, or half the time")
     parser.add_argument("--slope", type=float, default=1.0, help="most MB a minute")
+    parser.add_argument("--model", default="", help="default: the built-in one")
     parser.add_argument("--json", help="file for the figures")
     args = parser.parse_args()
     settle = min(5.0, args.minutes / 2) if args.settle is None else args.settle
     soak = Soak()
-    with serve(*FLAGS, "--disable-uvicorn-access-log") as server:
+    model = ("--model", args.model, "--served-model-name", MODEL) if args.model else ()
+    with serve(*model, *FLAGS, "--disable-uvicorn-access-log") as server:
         asyncio.run(_run(server, args, soak))
         ends = check_end(server, soak)
     check_log(server, soak)

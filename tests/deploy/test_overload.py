@@ -13,7 +13,7 @@ from benchmarks.served import MODEL, Metrics, Server, serve
 
 pytestmark = pytest.mark.alone
 
-BUDGET, SLOTS, CLIENTS, OUTPUT = 64, 4, 10, 200
+BUDGET, SLOTS, CLIENTS, OUTPUT = 64, 4, 10, 120
 FLAGS = (
     *("--max-num-seqs", str(SLOTS), "--max-num-batched-tokens", str(BUDGET)),
     *("--num-gpu-blocks-override", "34", "--max-model-len", "512"),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.small_model import small_model
+
 pytestmark = pytest.mark.alone
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +23,8 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 def test_a_full_server_with_clients_that_misbehave() -> None:
     """Blocks all free at the end, every request ended, no error in the log."""
     # In seconds memory has no slope: caches fill.
-    done = run("benchmarks.soak", "--minutes", "0.1", "--clients", "16", "--slope", "10000")
+    short = ("--minutes", "0.1", "--slope", "10000", "--model", str(small_model()))
+    done = run("benchmarks.soak", "--clients", "16", *short)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -163,12 +163,11 @@ DIMS = [2, 8, 10, 16, 20, 32, 64, 80, 96, 128, 256]
 
 @pytest.mark.parametrize("isa", TILE_ISAS)
 @pytest.mark.parametrize("kind", [BF16, F32])
-@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("window", [0, 65])
 @pytest.mark.parametrize("lengths", [[5, 70, 129], [700, 3], [1030]])
-def test_without_causality_a_token_sees_those_behind_it(isa, kind, threads, window, lengths):
+def test_without_causality_a_token_sees_those_behind_it(isa, kind, window, lengths):
     options = {"isa": isa, "causal": False, "window": window}
-    case = Case(lengths, 4, 2, 32, kind, threads=threads, **options)
+    case = Case(lengths, 4, 2, 32, kind, threads=2, **options)
     for slot, out in enumerate(case.step(lengths)):
         np.testing.assert_allclose(out, case.exact(slot), **tolerance(kind))
         alone = Case([lengths[slot]], 4, 2, 32, kind, **options)
