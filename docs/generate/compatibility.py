@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import coming
@@ -27,7 +28,7 @@ from galley.config.vllm_flags import disposition, satisfied_values
 from galley.errors import ConfigError
 from galley.observability.catalog import BLOCK_METRICS, draft_metrics
 from galley.server.protocol.base import NoEffect
-from galley.server.protocol.describe import PAGES
+from galley.server.protocol.describe import ALWAYS_NULL, PAGES
 
 ROOT = Path(__file__).parents[2]
 WORKS, NOTHING, REFUSED, NOT_YET = "works", "no effect", "refused", "not yet"
@@ -330,6 +331,7 @@ PATHS = {
     "TokenizeCompletionRequest": "/tokenize",
     "TokenizeChatRequest": "/tokenize",
     "DetokenizeRequest": "/detokenize",
+    "GenerateRequest": "/inference/v1/generate",
 }
 
 
@@ -342,11 +344,13 @@ def field_rows() -> list[Row]:
             shown = ", ".join(f"`{f}`" for f in fields)
             rows += [(f"`{request}`: {shown}", verdict, sentence)]
             continue
-        acting = {f.encode_name for f in msgspec.structs.fields(reader.type)}
+        types = {f.encode_name: f.type for f in msgspec.structs.fields(reader.type)}
         for field in fields:
             name = f"{PATHS[request]} {field}"
             other = reader.others.get(field)
-            if field in acting:
+            if types.get(field) is NoneType:
+                rows.append((name, by_sentence(ALWAYS_NULL), ALWAYS_NULL))
+            elif field in types:
                 rows.append((name, WORKS, ""))
             elif other is None:
                 rows.append((name, NOT_YET, "ignored, with a warning"))

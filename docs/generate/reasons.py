@@ -195,7 +195,6 @@ def request(name: str) -> Verdict:
         return WORKS, "is_3d_lora_weight has no effect: the adapter's files tell"
     for pattern, reason in (
         ("Transcription|Translation", _MEDIA),
-        ("Generate", "tokens in, tokens out for disaggregated front ends"),
         ("Generative|Structured", "scores of labels"),
         ("Anthropic", "Anthropic's API"),
         ("Responses|Batch", "its route"),
@@ -233,11 +232,15 @@ def sampling(name: str) -> Verdict:
 
 #: What an item lacks although tests show the rest of it.
 CHECKLIST: dict[int, str] = {
+    54: "a CPU has no graphs: steps replay a program, or with --enforce-eager call op by op",
+    55: "one native kernel for each instruction set; `--backend reference` is the other backend",
     57: "on a CPU no core is free beside the forward pass: masks are made after it",
     60: "frames on Unix sockets in place of ZMQ; one worker, in the engine's process",
     63: "one rank",
     85: "lm-eval by hand (docs/evaluation.md)",
-    90: "by hand: the models of examples/rag come from the hub",
+    77: "in small, with random weights",
+    82: "one model a server",
+    90: "by `make check-clients`, with small random models",
     137: "needs the router",
     148: "needs the router",
     150: "computed by the formula for more than one rank; one rank is counted",

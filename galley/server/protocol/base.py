@@ -164,6 +164,8 @@ def _with_key(message: str, field: str, body: bytes) -> str:
     return message if wrong is None else f"{field}: the key {wrong[:100]!r} is no whole number."
 
 
+#: Bounds in msgspec's sentences → their names in vLLM's errors, which programs look for.
+_BOUNDS = {" >= ": "greater_than_equal", " <= ": "less_than_equal"}
 #: Python's types in msgspec's sentences → JSON's.
 _JSON_TYPES = {"bool": "boolean", "float": "number", "int": "integer", "str": "string"}
 
@@ -182,6 +184,7 @@ def explain(message: str) -> tuple[str, str | None]:
         field = f"{missing[2] or ''}.{missing[1]}".lstrip(".")
         return f"{field}: Field required.", re.split(r"[.\[]", field)[0]
     what, path = locate(message)
+    what += "".join(f" ({name})" for sign, name in _BOUNDS.items() if sign in what)
     if path is None:
         return f"The request body must be a JSON object: {message}.", None
     field = path.replace("[...]", "")

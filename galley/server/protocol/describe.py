@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from galley.server.protocol import (
     generative_scoring,
     pooling,
     responses,
+    scale_out,
     tokenize,
 )
 from galley.server.protocol.base import BodyReader, NoEffect, Refused
@@ -34,7 +36,10 @@ PAGES: dict[str, BodyReader[Any]] = {
     "/generative_scoring": generative_scoring.reader,
     "/tokenize": tokenize.tokenize_reader,
     "/detokenize": tokenize.detokenize_reader,
+    "/inference/v1/generate": scale_out.generate_reader,
 }
+#: Why a field must be null.
+ALWAYS_NULL = "only text is available yet."
 _HEAD = """# Request fields
 
 The effect of each field of a request. A field that *acts* does what its name says in OpenAI's and
@@ -57,7 +62,12 @@ def page() -> str:
 
 
 def _rows(reader: BodyReader[Any]) -> list[tuple[str, str, str]]:
-    rows = [(f.encode_name, "acts", _default(f)) for f in msgspec.structs.fields(reader.type)]
+    rows = [
+        (f.encode_name, "refused", ALWAYS_NULL)
+        if f.type is NoneType
+        else (f.encode_name, "acts", _default(f))
+        for f in msgspec.structs.fields(reader.type)
+    ]
     for name, field in reader.others.items():
         if isinstance(field, NoEffect):
             rows.append((name, "without effect", field.why))
