@@ -9,6 +9,9 @@ namespace GALLEY_VARIANT {
 // Enough chains to hide an instruction's latency, and few enough for the registers.
 constexpr int kChains = 12 / kParts;
 
+// Lines that are fetched ahead, as the kernels do.
+constexpr int64_t kProbeAhead = 64;
+
 // Makes the compiler assume that these values are used, or have changed.
 GALLEY_INLINE void touch(Float& v) {
   GALLEY_EACH_PART asm volatile("" : "+m"(v.part[i]));
@@ -19,7 +22,10 @@ void probe_read(const uint8_t* data, int64_t bytes) {
   Line sum[8] = {};
   const auto* lines = reinterpret_cast<const Line*>(data);
   for (int64_t i = 0; i + 8 <= bytes / 64; i += 8) {
-    _Pragma("GCC unroll 8") for (int k = 0; k < 8; k++) sum[k] ^= lines[i + k];
+    _Pragma("GCC unroll 8") for (int k = 0; k < 8; k++) {
+      __builtin_prefetch(lines + i + k + kProbeAhead);
+      sum[k] ^= lines[i + k];
+    }
   }
   _Pragma("GCC unroll 8") for (int k = 1; k < 8; k++) sum[0] ^= sum[k];
   asm volatile("" ::"m"(sum[0]));

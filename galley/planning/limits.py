@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -11,9 +12,15 @@ from galley.kernels import _native
 from galley.kernels.arena import aligned_bytes
 
 _READ, _ARITHMETIC = 0, {"f32": 1, "bf16": 2, "int8": 3}
-#: Larger than any cache.
-_READ_BYTES = 256 << 20
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _ROUNDS = 1_000_000
+
+
+def _beyond_caches() -> int:
+    """Bytes of which no cache holds a large part: twice the largest, and at least 256 MiB."""
+    sizes = [path.read_text().strip() for path in _CACHES.glob("index*/size")]
+    largest = max((int(size[:-1]) << 10 for size in sizes if size.endswith("K")), default=0)
+    return max(256 << 20, 2 * largest)
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Probe:
         self._done = np.zeros(threads, np.int64)
         self._column = np.ones(1, np.int32)
         self._zero = np.zeros(1, np.int32)
-        self._data = aligned_bytes(_READ_BYTES)
+        self._data = aligned_bytes(_beyond_caches())
         self._data[:] = 1
 
     def _program(self, what: int, size: int) -> _native.Program:
@@ -67,9 +74,13 @@ class Probe:
             rates.append(self._done.sum() / (time.perf_counter() - begin))
         return float(np.median(rates))
 
+    def read(self, repetitions: int = 7) -> float:
+        """Median bytes per second from memory; leaves nothing else in the caches."""
+        return self.rate(_READ, self._data.nbytes, repetitions)
+
 
 def measure_limits(threads: int) -> MachineLimits:
     """Measure the limits; takes about half a second."""
     probe = Probe(threads)
     peak = {name: probe.rate(what, _ROUNDS) for name, what in _ARITHMETIC.items()}
-    return MachineLimits(threads, probe.rate(_READ, _READ_BYTES), peak)
+    return MachineLimits(threads, probe.read(), peak)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -151,9 +151,12 @@ class SyntheticSteps:
             times.append(time.perf_counter() - begin)
         return times[1:]
 
-    def operations(self, shape: Shape, repetitions: int) -> list[Timed]:
-        """Time of each operation, the median of the repetitions, in program order."""
-        times = np.median(self._profiled(shape, repetitions), axis=0)
+    def operations(
+        self, shape: Shape, repetitions: int, before: Callable[[], object] = lambda: None
+    ) -> list[Timed]:
+        """Time of each operation, the median of the repetitions, in program order. `before` is
+        called before each of them."""
+        times = np.median(self._profiled(shape, repetitions, before), axis=0)
         return [Timed(node, float(s)) for node, s in zip(self._nodes, times, strict=True)]
 
     def means(self, shapes: Sequence[Shape]) -> dict[Shape, dict[Work, float]]:
@@ -182,12 +185,15 @@ class SyntheticSteps:
         """The operations of a step; None is sampling."""
         return [*self.executable.nodes, None]
 
-    def _profiled(self, shape: Shape, repetitions: int) -> NDArray[np.float64]:
+    def _profiled(
+        self, shape: Shape, repetitions: int, before: Callable[[], object] = lambda: None
+    ) -> NDArray[np.float64]:
         """[repetitions, operations] seconds."""
         step = self.columns(shape)
         self.executable.run(step, sample=True)
         runs = []
         for _ in range(repetitions):
+            before()
             self.executable.profile(True)
             self.executable.run(step, sample=True)
             runs.append([nanoseconds for _, _, nanoseconds in self.executable.timings()])
