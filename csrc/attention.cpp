@@ -55,6 +55,7 @@ class Attention final : public Op {
     }
     shape_.head_dim = kv_.latent ? value_dim_ : kv_.head_dim;
     shape_.is_f32 = kv_.format.is_f32();
+    shape_.is_latent = kv_.latent;
     shape_.words = shape_.is_f32 ? kv_.head_dim : kv_.head_dim / 2;
     shape_.magnitudes = kv_magnitudes(kv_.format.kind);
     shape_.value_scale = kv_.format.v_scale;

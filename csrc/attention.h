@@ -36,6 +36,7 @@ struct AttentionShape {
   const float* biases;
   int64_t reach;
   bool is_f32;         // K, V and q; otherwise bf16, K and V perhaps as codes
+  bool is_latent;      // V is made of K; that of a tile's pages lies one behind the other
 
   __attribute__((always_inline)) int64_t padded_dim() const { return (head_dim + 15) / 16 * 16; }
   // Floats of a row's state: m in the first 16, then l, then o.

@@ -30,6 +30,8 @@ class Case:
 MANY_TOKENS = Case(571, 48, 16, 5)
 #: A tile's keys are larger than the L1 cache, and there are more heads than a block has rows.
 LONG_KEYS = Case(150, 276, 32, 9)
+#: Whole tiles of AMX: more heads than a tile has rows, fewer tokens at the end than one of values.
+WHOLE_TILES = Case(139, 64, 32, 20)
 
 
 def run(case: Case, kind: int, chunks: list[int], threads: int = 1) -> np.ndarray:
@@ -101,6 +103,7 @@ def expected(case: Case, kind: int) -> np.ndarray:
     [
         (MANY_TOKENS, [[1, 511, 1, 1, 57], [500, 30, *[1] * 41]]),
         (LONG_KEYS, [[1, 60, 9, 1, 79], [130, *[1] * 20]]),
+        (WHOLE_TILES, [[1, 60, 9, 1, 68], [130, *[1] * 9]]),
     ],
 )
 def test_equals_the_definition_in_any_chunks(isa, kind, tolerance, case, cuts):
