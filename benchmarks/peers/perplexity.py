@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.engines import Server, lab, llama
+from galley import LLM, SamplingParams
 from galley.cli.bench.datasets.text import Corpus
 
 WINDOW = 512
@@ -71,15 +72,16 @@ def of_server(server: Server, some: list[list[int]]) -> float:
 
 def of_llama(weights: str, corpus: Corpus, count: int) -> float:
     """Perplexity from llama-perplexity, on the same text."""
+    return of_llama_file(lab() / "weights" / weights, text_of(corpus, count), count)
+
+
+def of_llama_file(weights: Path, text: str, count: int) -> float:
+    """Perplexity of the first windows of a text from llama-perplexity."""
     with tempfile.TemporaryDirectory() as folder:
-        text = Path(folder) / "text.txt"
-        text.write_text(text_of(corpus, count), encoding="utf-8")
-        command = [
-            str(llama("llama-perplexity")),
-            "-m",
-            str(lab() / "weights" / weights),
-        ]
-        command += ["-f", str(text), "-c", str(WINDOW), "-t", "2", "--chunks", str(count)]
+        path = Path(folder) / "text.txt"
+        path.write_text(text, encoding="utf-8")
+        command = [str(llama("llama-perplexity")), "-m", str(weights), "-f", str(path)]
+        command += ["-c", str(WINDOW), "-t", "2", "--chunks", str(count)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     match = _LLAMA.search(done.stdout + done.stderr)
     if match is None:
@@ -89,13 +91,15 @@ def of_llama(weights: str, corpus: Corpus, count: int) -> float:
 
 def of_reference(weights: str, some: list[list[int]]) -> float:
     """Perplexity of the PyTorch reference in float32, on the dequantised weights."""
-    from galley import LLM, SamplingParams
-
-    scored: list[float] = []
-    params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0)
     path = str(lab() / "weights" / weights)
     with LLM(path, backend="reference", dtype="float32", max_model_len=2 * WINDOW) as llm:
-        for output in llm.generate(some, params, use_tqdm=False):
-            assert output.prompt_logprobs is not None
-            scored += second_half(list(output.prompt_token_ids), output.prompt_logprobs)
+        return of_llm(llm, some)
+
+
+def of_llm(llm: LLM, some: list[list[int]]) -> float:
+    scored: list[float] = []
+    params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0)
+    for output in llm.generate(some, params, use_tqdm=False):
+        assert output.prompt_logprobs is not None
+        scored += second_half(list(output.prompt_token_ids), output.prompt_logprobs)
     return from_logprobs(scored)
