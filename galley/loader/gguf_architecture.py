@@ -47,8 +47,8 @@ class Architecture(msgspec.Struct, frozen=True):
         top, in_layer: Hugging Face's names of tensors; those in layers are below `layers`.
         fused: a tensor of a layer in Hugging Face's names → tensors of the file whose rows it
             consists of, in order.
-        split: a tensor of a layer in the file → Hugging Face's names of the equal parts of its
-            rows.
+        split: a tensor of a layer in the file → Hugging Face's names of its entries along the
+            first axis; or, of a tensor of all experts, of the equal parts of each one's rows.
         norm_plus: the file's norms are those of Hugging Face plus this.
         config: reads what differs between layers or is not common to all; None = a Llama-like
             model of equal layers.

@@ -8,6 +8,7 @@ import numpy as np
 
 from galley.errors import ModelError
 from galley.loader.config_changes import ConfigChanges
+from galley.loader.fields import Fields
 from galley.loader.gguf import GGUFFile, TensorInfo
 from galley.loader.gguf_info import architecture_of, info_of_gguf, metadata
 from galley.loader.gguf_names import (
@@ -83,6 +84,8 @@ class GGUFCheckpoint:
             for part, name in enumerate(names):
                 if "{}" not in name:
                     self._places[name] = [place]
+                    if len(names) > 1:
+                        self._numbers[name] = part, 0, 1
                     continue
                 for i in range(place[1].shape[0]):
                     self._places[name.format(i)] = [place]
@@ -102,13 +105,19 @@ class GGUFCheckpoint:
         places = self._of(name)
         info = places[0][1]
         if name in self._numbers:
+            number, _, parts = self._numbers[name]
+            if number >= info.shape[0] or len(info.shape) < 2:
+                raise ModelError(f"{self.path}: tensor {info.name} has too few entries")
             rows, *others = info.shape[1:]
-            parts = self._numbers[name][2]
             if rows % parts:
                 raise ModelError(f"{self.path}: tensor {info.name} has an odd number of rows")
             return TensorHeader((rows // parts, *others), info.type.name)
         rows = sum(info.shape[0] for _, info in places) if info.shape else 0
-        shape = (rows, *info.shape[1:]) if len(places) > 1 else logical_shape(name, info.shape)
+        if len(places) > 1:
+            shape = (rows, *info.shape[1:])
+        else:
+            config = Fields(self.model_info.hf_config, str(self.path))
+            shape = logical_shape(name, info.shape, config)
         if len(shape) == 1 and name.endswith(_ONE_ROW):
             shape = (1, *shape)
         return TensorHeader(shape, info.type.name)

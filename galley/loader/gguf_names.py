@@ -57,10 +57,13 @@ def hf_name(name: str, architecture: Architecture) -> str:
 def hf_names(name: str, architecture: Architecture) -> list[str]:
     """Hugging Face's names of the parts of a GGUF tensor, nearly always one."""
     match = _LAYER_TENSOR.fullmatch(name)
-    parts = architecture.split.get(match[2], ()) if match else ()
-    if match is None or not parts:
-        return [hf_name(name, architecture)]
-    return [f"{architecture.layers}.{match[1]}.{part}{match[3] or ''}" for part in parts]
+    if match is not None:
+        stem, kind = match[2], match[3] or ""
+        for stored, end in ((stem + kind, ""), (stem, kind)):
+            if stored in architecture.split:
+                parts = architecture.split[stored]
+                return [f"{architecture.layers}.{match[1]}.{part}{end}" for part in parts]
+    return [hf_name(name, architecture)]
 
 
 def fused_names(architecture: Architecture, layers: int) -> dict[str, list[str]]:

@@ -139,6 +139,26 @@ LFM2_MOE_NAMES = {
     "ffn_up_exps": "feed_forward.experts.{}.w3",
     "ffn_down_exps": "feed_forward.experts.{}.w2",
 }
+#: Low-rank projections of RWKV 7: in the file w0 is the bias, w1 goes down, w2 goes up.
+_LOW_RANK = {
+    f"time_mix_{part}{stored}": f"attn.{part}_lora.lora.{name}"
+    for part in "wavg"
+    for stored, name in (("0.weight", "2.bias"), ("1", "0"), ("2", "2"))
+}
+RWKV7_NAMES = {
+    "attn_norm": "attn_norm",
+    "attn_norm_2": "ffn_norm",
+    **_LOW_RANK,
+    **{f"time_mix_{name}.weight": f"attn.{name}" for name in ("k_k", "k_a", "r_k")},
+    "time_mix_receptance": "attn.r_proj",
+    "time_mix_key": "attn.k_proj",
+    "time_mix_value": "attn.v_proj",
+    "time_mix_output": "attn.o_proj",
+    "time_mix_ln": "attn.g_norm",
+    "channel_mix_lerp_k.weight": "ffn.x_k",
+    "channel_mix_key": "ffn.key",
+    "channel_mix_value": "ffn.value",
+}
 
 
 def _sparse_layers(names: set[str]) -> list[int]:
@@ -389,6 +409,19 @@ def lfm2(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
     }
 
 
+def rwkv7(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    ranks = f"{arch}.attention.{{}}_lora_rank"
+    return {
+        "head_dim": meta.integer(f"{arch}.wkv.head_size", least=2),
+        "intermediate_size": meta.integer(f"{arch}.feed_forward_length", least=1),
+        "decay_low_rank_dim": meta.integer(ranks.format("decay"), least=1),
+        "a_low_rank_dim": meta.integer(ranks.format("iclr"), least=1),
+        "v_low_rank_dim": meta.integer(ranks.format("value_residual_mix"), least=1),
+        "gate_low_rank_dim": meta.integer(ranks.format("gate"), least=1),
+        "hidden_act": "sqrelu",
+    }
+
+
 def attention(meta: Fields, arch: str) -> dict[str, Any]:
     """Heads of the layers that attend."""
     kv_heads = {n for n in per_layer(meta, arch, "attention.head_count_kv") if n}
@@ -435,12 +468,17 @@ def _bamba_keys(meta: Fields, arch: str, layer: str) -> dict[str, Any]:
     }
 
 
-def logical_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def logical_shape(name: str, shape: tuple[int, ...], config: Fields) -> tuple[int, ...]:
     """The shape that models ask for, of a tensor by Hugging Face's name."""
     if name.endswith(("conv1d.weight", "conv.conv.weight")):  # of two, three or four axes
         return (math.prod(shape[:-1]), 1, shape[-1])
     if name.endswith(".self_attn.A_log"):  # of Kimi Linear
         return (1, 1, math.prod(shape), 1)
+    if name.endswith(".ffn.x_k"):  # of RWKV 7
+        return (math.prod(shape),)
+    if name.endswith(".attn.r_k"):
+        size = config.integer("head_dim", 64, least=1)
+        return shape if math.prod(shape) % size else (math.prod(shape) // size, size)
     if len(shape) == 2 and (
         name.endswith((".mamba.norm.weight", ".mixer.norm.weight"))
         or (name.endswith((".A_log", ".D")) and shape[1] == 1)
@@ -560,5 +598,17 @@ ARCHITECTURES: dict[str, Architecture] = {
         in_layer=NEMOTRON_H_NAMES,
         layers="backbone.layers",
         config=nemotron_h,
+    ),
+    "rwkv7": Architecture(
+        "RWKV7ForCausalLM",
+        "rwkv7",
+        top={
+            **LLAMA_TOP,
+            "token_embd": "model.embeddings",
+            "token_embd_norm": "model.layers.0.pre_norm",
+        },
+        in_layer=RWKV7_NAMES,
+        split={"time_mix_lerp_fused.weight": tuple(f"attn.x_{part}" for part in "rwkvag")},
+        config=rwkv7,
     ),
 }

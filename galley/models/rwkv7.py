@@ -49,7 +49,11 @@ def rwkv7(model_info: ModelInfo) -> DecoderSpec:
         LayerNormSpec("model.norm", hidden, eps),
         tied=config.flag("tie_word_embeddings", False),
     )
-    return replace(spec, embedding_norm=LayerNormSpec("model.layers.0.pre_norm", hidden, eps))
+    return replace(
+        spec,
+        embedding_norm=LayerNormSpec("model.layers.0.pre_norm", hidden, eps),
+        ignored=(*spec.ignored, "model.layers.0.attn.v_lora."),  # GGUF files have one
+    )
 
 
 def _time_mix(

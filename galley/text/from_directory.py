@@ -4,7 +4,7 @@ tokenizer.json is the library's own format and says all about encoding; tokenize
 names of special tokens and the chat template. Older checkpoints have only tokenizer.model
 (SentencePiece) or vocab.json and merges.txt (byte-level BPE), from which the same tokenizer is
 built; there add_bos_token and add_eos_token say what is put around a text, and added_tokens.json
-which tokens come after the vocabulary.
+which tokens come after the vocabulary. RWKV's have a vocabulary file of their own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tokenizers import AddedToken
 from galley.errors import ModelError
 from galley.loader.chat_templates import templates_of_directory
 from galley.loader.fields import MAX_JSON_BYTES, Fields, read_json
-from galley.text import sentencepiece
+from galley.text import longest_match, sentencepiece
 from galley.text.from_gguf import byte_level_tokenizer
 from galley.text.splits import WORD_SPLITS
 from galley.text.tokenizer_spec import TokenizerSpec, add_tokens, library_errors, surround
@@ -48,6 +48,8 @@ def build_from_directory(directory: Path) -> TokenizerSpec:
         tokenizer = _from_merges(directory, config)
         _list_added_tokens(directory / "added_tokens.json", config)
         says_all = False
+    elif (directory / longest_match.RWKV_VOCABULARY).is_file():
+        return _rwkv(directory, fields)
     elif (directory / "tekken.json").is_file():
         raise ModelError(
             f"{directory}: tekken.json is not read; name a folder or repository with the model's "
@@ -57,7 +59,7 @@ def build_from_directory(directory: Path) -> TokenizerSpec:
     else:
         raise ModelError(
             f"{directory}: holds no tokenizer: neither tokenizer.json nor tokenizer.model nor "
-            "vocab.json with merges.txt"
+            f"vocab.json with merges.txt nor {longest_match.RWKV_VOCABULARY}"
         )
     named = {key: _content(config.get(key), fields, key) for key in _NAMED}
     with library_errors(directory):
@@ -132,6 +134,19 @@ def _from_merges(directory: Path, config: dict[str, Any]) -> tokenizers.Tokenize
         raise ModelError(f"{path}: has a line that is not two tokens")
     with library_errors(directory):
         return byte_level_tokenizer(read_json(directory / "vocab.json"), merges, split)
+
+
+def _rwkv(directory: Path, fields: Fields) -> TokenizerSpec:
+    """Token 0, which begins and ends a text, is not in the file."""
+    listed = fields.table("added_tokens_decoder").get("0")
+    end = _content(listed, fields, "added_tokens_decoder") or "<s>"
+    path = directory / longest_match.RWKV_VOCABULARY
+    with library_errors(path):
+        tokenizer = longest_match.build(longest_match.read_vocabulary(path), {end: 0})
+        add_tokens(tokenizer, [end], special=True)
+    return TokenizerSpec(
+        tokenizer, bos=end, eos=end, chat_templates=templates_of_directory(directory)
+    )
 
 
 def _list_added_tokens(path: Path, config: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from galley.errors import ModelError
 from galley.loader.chat_templates import templates_of_gguf
 from galley.loader.gguf import GGUFFile
-from galley.text import sentencepiece
+from galley.text import longest_match, sentencepiece
 from galley.text.sentencepiece import SentencePieceVocab, TokenKind
 from galley.text.splits import PIECES, WORD_SPLITS, WordSplit
 from galley.text.tokenizer_spec import TokenizerSpec, add_tokens, library_errors, surround
@@ -42,10 +42,12 @@ def build_from_gguf(path: Path) -> TokenizerSpec:
             return _word_pieces(vocabulary)
         elif kind == "t5":
             tokenizer, add_bos = _sentencepiece(vocabulary, unigram=True), False
+        elif kind == "rwkv":
+            tokenizer, add_bos = _rwkv(vocabulary), False
         else:
             raise ModelError(
-                f"{path}: tokenizer model {kind!r} is not supported (bert, gemma4, gpt2, llama "
-                "and t5 are)"
+                f"{path}: tokenizer model {kind!r} is not supported (bert, gemma4, gpt2, llama, "
+                "rwkv and t5 are)"
             )
         bos, eos = vocabulary.special("bos"), vocabulary.special("eos")
         first = bos if vocabulary.get("add_bos_token", bool, add_bos) else None
@@ -98,16 +100,16 @@ class _Vocabulary:
         return None if token_id is None else self.tokens[token_id]
 
     def of_kind(self, kind: TokenKind) -> list[str]:
-        return [self.tokens[i] for i in self._ids(kind)]
+        return [self.tokens[i] for i in self.ids(kind)]
 
     def ends(self) -> tuple[int, ...]:
         """Ids of the control tokens that end a text or a turn."""
-        return tuple(i for i in self._ids(TokenKind.CONTROL) if self.tokens[i] in _ENDS)
+        return tuple(i for i in self.ids(TokenKind.CONTROL) if self.tokens[i] in _ENDS)
 
     def fail(self, message: str) -> ModelError:
         return ModelError(f"{self.file.path}: {message}")
 
-    def _ids(self, kind: TokenKind) -> list[int]:
+    def ids(self, kind: TokenKind) -> list[int]:
         ids: list[int] = np.flatnonzero(self.kinds == int(kind)).tolist()
         return ids
 
@@ -216,3 +218,13 @@ def _sentencepiece(vocabulary: _Vocabulary, unigram: bool = False) -> tokenizers
             unk_id=vocabulary.special_id("unknown"),
         )
     )
+
+
+def _rwkv(vocabulary: _Vocabulary) -> tokenizers.Tokenizer:
+    normal = {
+        i: longest_match.unescaped(vocabulary.tokens[i]) for i in vocabulary.ids(TokenKind.NORMAL)
+    }
+    others = {token: i for i, token in enumerate(vocabulary.tokens) if i not in normal}
+    tokenizer = longest_match.build({token: i for i, token in normal.items()}, others)
+    add_tokens(tokenizer, vocabulary.of_kind(TokenKind.CONTROL), special=True)
+    return tokenizer

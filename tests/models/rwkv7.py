@@ -17,10 +17,10 @@ CONFIG: dict[str, Any] = {
     "architectures": ["RWKV7ForCausalLM"],
     "model_type": "rwkv7",
     "vocab_size": 131,
-    "hidden_size": 64,
+    "hidden_size": 128,
     "intermediate_size": 96,
     "num_hidden_layers": 3,
-    "head_dim": 16,
+    "head_dim": 64,
     "decay_low_rank_dim": 12,
     "a_low_rank_dim": 8,
     "v_low_rank_dim": 4,
@@ -128,7 +128,7 @@ class RWKV7ForCausalLM(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         h = CONFIG["hidden_size"]
-        self.config = SimpleNamespace(to_dict=lambda: dict(CONFIG))
+        self.config = SimpleNamespace(**CONFIG, to_dict=lambda: dict(CONFIG))
         self.model = nn.Module()
         self.model.embeddings = nn.Embedding(CONFIG["vocab_size"], h)
         layers = [Layer(i == 0) for i in range(CONFIG["num_hidden_layers"])]

@@ -351,6 +351,42 @@ def kimi(c: Any, tensors: Tensors) -> Tensors:
     return {name: np.stack(t) if isinstance(t, list) else t for name, t in result.items()}
 
 
+def rwkv7_keys(writer: Writer, c: Any) -> None:
+    writer.add_head_count(0)
+    writer.add_layer_norm_eps(c.norm_eps)
+    writer.add_wkv_head_size(c.head_dim)
+    writer.add_decay_lora_rank(c.decay_low_rank_dim)
+    writer.add_iclr_lora_rank(c.a_low_rank_dim)
+    writer.add_value_residual_mix_lora_rank(c.v_low_rank_dim)
+    writer.add_gate_lora_rank(c.gate_low_rank_dim)
+    writer.add_feed_forward_length(c.intermediate_size)
+
+
+def rwkv7(c: Any, tensors: Tensors) -> Tensors:
+    """Mixtures of a layer in one tensor, and projections for the mixture of values, which are not
+    used, in the first layer too."""
+    spellings = {".attn.": ".attention.", ".ffn.": ".feed_forward.", ".ffn_norm.": ".ln2."}
+    spellings |= {".attn_norm.": ".attention_norm.", ".g_norm.": ".ln_x."}
+    low_rank = {".0.weight": "1.weight", ".2.weight": "2.weight", ".2.bias": "0.weight"}
+    result: Tensors = {}
+    for name, values in tensors.items():
+        for ours, theirs in spellings.items():
+            name = name.replace(ours, theirs)
+        layer, is_block, part = name.partition(".attention.")
+        if is_block and part.startswith("x_"):
+            mixed = f"blk.{layer.rpartition('.')[2]}.time_mix_lerp_fused.weight"
+            result[mixed] = np.stack([*result.get(mixed, ()), values])
+            continue
+        if "_lora" in part:
+            part = part[0] + low_rank[part.partition("lora.lora")[2]]
+            name = f"{layer}.attention.{part}"
+            if part[0] == "a" and layer.endswith(".0"):
+                result[f"{layer}.attention.v{part[1:]}"] = values
+        plain = not name.endswith((".weight", ".bias"))
+        result[f"{name}.weight" if plain else name] = values.reshape(-1) if plain else values
+    return result
+
+
 def unchanged(c: Any, tensors: Tensors) -> Tensors:
     return tensors
 
@@ -413,6 +449,7 @@ FILES: dict[str, tuple[Case, gguf.MODEL_ARCH, Callable[..., None], Callable[...,
         *(FAMILIES["nemotron-h"], gguf.MODEL_ARCH.NEMOTRON_H),
         *(nemotron_keys, unchanged),
     ),
+    "rwkv7": (FAMILIES["rwkv7"], gguf.MODEL_ARCH.RWKV7, rwkv7_keys, rwkv7),
 }
 
 
@@ -449,6 +486,8 @@ def write(path: Path, name: str, model: torch.nn.Module) -> None:
             values = values[:, 0]
         named = hf_name.replace(".dt_bias", ".dt_proj.bias")
         stored = names.get_name(named, try_suffixes=(".weight", ".bias"))
+        if named.startswith("blk."):
+            stored = named
         assert stored is not None, hf_name
         writer.add_tensor(stored, np.ascontiguousarray(values))
     finish(writer)

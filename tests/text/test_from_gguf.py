@@ -18,6 +18,8 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from galley.errors import ModelError
 from galley.text import Tokenizer, load_tokenizer
+from galley.text.byte_level import token_to_bytes
+from galley.text.longest_match import RWKV_VOCABULARY
 from galley.text.sentencepiece import SentencePieceVocab, merges_by_score
 from galley.text.splits import WORD_SPLITS
 from tests.text.vocabularies import (
@@ -40,6 +42,44 @@ def test_byte_level_ids_are_those_of_the_tokenizer_it_was_made_from(tmp_path: Pa
     for text in (*SAMPLES, book()[:20_000], "<s>hi</s>"):
         assert ours.encode(text, False) == theirs.encode(text).ids
         assert ours.decode(ours.encode(text, False), skip_special_tokens=False) == text
+
+
+def test_rwkv_takes_the_longest_token_that_fits(tmp_path: Path) -> None:
+    """From a GGUF file, where bytes are escaped, and from the checkpoints' vocabulary file."""
+    vocab = trained_bpe().get_vocab()
+    tokens = sorted((token_to_bytes(t) for t, i in vocab.items() if i >= 3), key=len)
+    from_file = _load(
+        tmp_path,
+        {
+            "tokenizer.ggml.model": "rwkv",
+            "tokenizer.ggml.tokens": ["<s>", *(repr(t)[2:-1] for t in tokens), "[PAD998]"],
+            "tokenizer.ggml.token_type": [3, *[1] * len(tokens), 5],
+            "tokenizer.ggml.bos_token_id": 0,
+            "tokenizer.ggml.eos_token_id": 0,
+        },
+    )
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    lines = (f"{i} {token!r} {len(token)}\n" for i, token in enumerate(tokens, 1))
+    (folder / RWKV_VOCABULARY).write_text("".join(lines))
+    from_folder = load_tokenizer(folder)
+
+    def longest(text: bytes) -> list[int]:
+        ids = []
+        while text:
+            ids.append(max((i for i, t in enumerate(tokens, 1) if text.startswith(t)), default=0))
+            text = text[len(tokens[ids[-1] - 1]) :]
+        return ids
+
+    for text in (*SAMPLES, book()[:5_000], "[PAD998]\\x41"):
+        for ours in (from_file, from_folder):
+            assert ours.encode(text) == longest(text.encode())
+            assert ours.decode(ours.encode(text)) == text
+    assert from_file.encode("<s>a") == [0, *longest(b"a")] == from_folder.encode("<s>a")
+    assert from_file.eos_token_id == 0 == from_folder.eos_token_id
+    (folder / RWKV_VOCABULARY).write_text("1 'a' 2\n")
+    with pytest.raises(ModelError, match="line 1 is no token: not so many bytes"):
+        load_tokenizer(folder)
 
 
 #: Words of a text under each pre-tokenizer, as the checkpoints' own tokenizer.json cut it.
@@ -334,7 +374,7 @@ def test_declared_fill_in_the_middle_marks(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no vocabulary": ({"tokenizer.ggml.tokens": None}, "tokens is missing"),
     "no model": ({"tokenizer.ggml.model": None}, "model is missing"),
-    "unknown model": ({"tokenizer.ggml.model": "rwkv"}, "'rwkv' is not supported"),
+    "unknown model": ({"tokenizer.ggml.model": "plamo2"}, "'plamo2' is not supported"),
     "model is a number": ({"tokenizer.ggml.model": 3}, "model is a int"),
     "unknown words": ({"tokenizer.ggml.pre": "klingon"}, "'klingon' is not supported"),
     "no merges": ({"tokenizer.ggml.merges": None}, "merges is missing"),
