@@ -140,7 +140,7 @@ class CompressedTensors:
         weight = tensors.use(f"{name}.weight", shape)
         if weight.dtype not in ("int8", E4M3):
             return read_weight(weight)
-        rows = tensors.shape(weight.name)[0]
+        rows = tensors.shape(f"{name}.weight")[0]
         group = self._group_of(name, (rows, shape[1]), tensors, weight.dtype, 8)
         scale = group.block.read(f"{name}.weight_scale", shape, tensors)
         use_input_scale(name, tensors)

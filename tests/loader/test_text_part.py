@@ -104,9 +104,9 @@ def mistral3():
     return transformers.Mistral3ForConditionalGeneration(config)
 
 
-def gemma4():
+def gemma4(changes=None):
     config = transformers.Gemma4Config(
-        text_config={**SIZES, **FAMILIES["gemma4"].config},
+        text_config={**SIZES, **FAMILIES["gemma4"].config, **(changes or {})},
         vision_config={**VISION, "head_dim": 16, "num_key_value_heads": 2},
         audio_config=None,
         image_token_id=130,
@@ -138,6 +138,81 @@ def test_other_text_parts(architecture, tmp_path):
         want = whole(torch.from_numpy(IDS)[None].long()).logits[0].numpy()
     checkpoint, backend = SafetensorsCheckpoint(tmp_path), CpuBackend("f32", threads=1)
     assert checkpoint.model_info.architecture == architecture
+    got = solo_logits(backend.build(load(checkpoint, backend), LIMITS), IDS, [25, 15])
+    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
+#: As published: every setting that it has, whatever its value.
+FP8_BLOCK = {
+    "quant_method": "compressed-tensors",
+    "format": "float-quantized",
+    "quantization_status": "compressed",
+    "global_compression_ratio": None,
+    "kv_cache_scheme": None,
+    "sparsity_config": {},
+    "transform_config": {},
+    "ignore": ["lm_head", "re:.*vision_tower.*", "re:.*embed_vision.*"],
+    "config_groups": {
+        "group_0": {
+            "format": "float-quantized",
+            "targets": ["Linear"],
+            "weights": {
+                "num_bits": 8,
+                "type": "float",
+                "strategy": "block",
+                "block_structure": [128, 128],
+                "group_size": None,
+                "symmetric": True,
+                "dynamic": False,
+                "actorder": None,
+                "observer": "static_minmax",
+                "observer_kwargs": {},
+            },
+            "input_activations": {
+                "num_bits": 8,
+                "type": "float",
+                "strategy": "group",
+                "block_structure": None,
+                "group_size": 128,
+                "symmetric": True,
+                "dynamic": True,
+                "actorder": None,
+                "observer": None,
+                "observer_kwargs": {},
+            },
+            "output_activations": None,
+        }
+    },
+}
+
+
+def test_a_twin_of_gemma_4_31b_in_fp8_blocks(tmp_path):
+    """Checklist 77: the configuration of RedHatAI/gemma-4-31B-it-FP8-block, of small sizes."""
+    torch.manual_seed(0)
+    small = {"hidden_size": 160, "hidden_size_per_layer_input": 0}
+    small |= {"num_kv_shared_layers": 0, "use_double_wide_mlp": False}
+    model = gemma4(small).eval().float()
+    tensors = {}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(0, 0.12)
+            if "language_model" in name and name.endswith("_proj.weight"):
+                n, k = parameter.shape
+                scale = torch.rand(-(-n // 128), -(-k // 128)) * 0.001 + 0.001
+                each = scale.bfloat16().float()
+                each = each.repeat_interleave(128, 0)[:n].repeat_interleave(128, 1)[:, :k]
+                codes = (parameter / each).to(torch.float8_e4m3fn)
+                parameter.copy_(codes.float() * each)
+                tensors |= {name: codes, f"{name}_scale": scale.bfloat16()}
+    model.save_pretrained(tmp_path)
+    with torch.inference_mode():
+        want = model(torch.from_numpy(IDS)[None].long()).logits[0].numpy()
+    file, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    save_file(load_file(file) | tensors, file)
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"quantization_config": FP8_BLOCK})
+    )
+    checkpoint, backend = SafetensorsCheckpoint(tmp_path), CpuBackend("f32", threads=1)
     got = solo_logits(backend.build(load(checkpoint, backend), LIMITS), IDS, [25, 15])
     assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
 
