@@ -191,7 +191,7 @@ def start(folder: Path, model: Path, options: dict[str, Any], limit: int = 0) ->
 
 def measure(kind: str, gb: float, rounds: int) -> str:
     options: dict[str, Any] = {
-        "kv_cache_memory_bytes": 64 << 20,
+        "kv_cache_memory_bytes": 16 << 20,
         "max_num_batched_tokens": 64,
         "max_num_seqs": 4,
     }
