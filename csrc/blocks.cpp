@@ -17,7 +17,7 @@ void copy_negated(const uint8_t* from, void* to) {
 }
 
 // `n` bytes: the low nibbles, then the high ones.
-void nibbles(const uint8_t* from, int n, uint8_t* to) {
+void nibbles(const uint8_t* __restrict from, int n, uint8_t* __restrict to) {
   for (int j = 0; j < n; j++) to[j] = from[j] & 15, to[n + j] = from[j] >> 4;
 }
 
@@ -28,12 +28,21 @@ void fifth_bits(const uint8_t* high, uint8_t* codes) {
   for (int j = 0; j < 32; j++) codes[j] |= (bits >> j & 1) << 4;
 }
 
+// The bits kMask at `from` of 32 bytes, to bit `to` of 32 codes.
+template <uint32_t kMask>
+void add_bits(const uint8_t* __restrict bytes, int from, int to, uint8_t* __restrict codes) {
+  for (int j = 0; j < 32; j += 4) {  // four at a time: there are no shifts of bytes
+    uint32_t four, sum;
+    std::memcpy(&four, bytes + j, 4), std::memcpy(&sum, codes + j, 4);
+    sum |= (four >> from & kMask * 0x01010101u) << to;
+    std::memcpy(codes + j, &sum, 4);
+  }
+}
+
 // 64 bytes of 2-bit codes: of each half, run by run of 32, bits 0-1, 2-3, 4-5, 6-7.
 void pairs(const uint8_t* from, uint8_t* to) {
-  for (int run = 0; run < 8; run++) {
-    const uint8_t* half = from + run / 4 * 32;
-    for (int j = 0; j < 32; j++) to[32 * run + j] = half[j] >> run % 4 * 2 & 3;
-  }
+  std::memset(to, 0, 256);
+  for (int run = 0; run < 8; run++) add_bits<3>(from + run / 4 * 32, run % 4 * 2, 0, to + 32 * run);
 }
 
 // Eight 6-bit scales (A .. H) and mins (a .. h) in twelve bytes:
@@ -70,7 +79,8 @@ void q5_1(const uint8_t* b, const CodeTarget& to) {
 
 void q8_0(const uint8_t* b, const CodeTarget& to) {
   copy_half(b, to.scale);
-  for (int j = 0; j < 32; j++) to.q[j] = b[2 + j] ^ 0x80;
+  uint8_t* __restrict q = to.q;
+  for (int j = 0; j < 32; j++) q[j] = b[2 + j] ^ 0x80;
 }
 
 // 4-bit scales, and 4-bit mins in the high nibbles.
@@ -86,9 +96,7 @@ void q2_k(const uint8_t* b, const CodeTarget& to) {
 // four (the high ones of the byte if i > 7), byte 8 + i % 4 the two highest, at 2 * (i / 4).
 void q3_k(const uint8_t* b, const CodeTarget& to) {
   pairs(b + 32, to.q);
-  for (int run = 0; run < 8; run++) {
-    for (int j = 0; j < 32; j++) to.q[32 * run + j] |= (b[j] >> run & 1) << 2;
-  }
+  for (int run = 0; run < 8; run++) add_bits<1>(b, run, 2, to.q + 32 * run);
   const uint8_t* packed = b + 96;
   for (int i = 0; i < 16; i++) {
     const int low = i < 8 ? packed[i] & 15 : packed[i - 8] >> 4;
@@ -110,9 +118,7 @@ void q5_k(const uint8_t* b, const CodeTarget& to) {
   copy_half(b, to.super_scale), copy_negated(b + 2, to.super_min);
   sixes(b + 4, bytes_at(to.scale), bytes_at(to.min));
   for (int i = 0; i < 4; i++) nibbles(b + 48 + 32 * i, 32, to.q + 64 * i);
-  for (int g = 0; g < 8; g++) {
-    for (int j = 0; j < 32; j++) to.q[32 * g + j] |= (b[16 + j] >> g & 1) << 4;
-  }
+  for (int g = 0; g < 8; g++) add_bits<1>(b + 16, g, 4, to.q + 32 * g);
 }
 
 // Each half of 128 values has 64 bytes of nibbles (two runs of low ones, then two of high ones) and
@@ -122,9 +128,7 @@ void q6_k(const uint8_t* b, const CodeTarget& to) {
     const uint8_t* high = b + 128 + 32 * half;
     uint8_t* q = to.q + 128 * half;
     nibbles(b + 64 * half, 64, q);
-    for (int run = 0; run < 4; run++) {
-      for (int j = 0; j < 32; j++) q[32 * run + j] |= (high[j] >> 2 * run & 3) << 4;
-    }
+    for (int run = 0; run < 4; run++) add_bits<3>(high, 2 * run, 4, q + 32 * run);
   }
   std::memcpy(to.scale, b + 192, 16);
   copy_half(b + 208, to.super_scale);

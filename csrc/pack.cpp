@@ -169,9 +169,6 @@ struct BlockColumn {
     std::memcpy(&word, block + line * kPanel * 4 + column * 4, 4);
     return word;
   }
-  void set(uint8_t* block, int64_t line, uint32_t word) const {
-    std::memcpy(block + line * kPanel * 4 + column * 4, &word, 4);
-  }
 
   void load(const uint8_t* block, uint8_t* codes) const {
     const int64_t extra = w.bits() - 4;  // 5 and 6 bits: so many above a nibble
@@ -190,33 +187,57 @@ struct BlockColumn {
       std::memcpy(codes + 4 * j, &step, 4);
     }
   }
-  template <Format F> void store(const uint8_t* codes, uint8_t* block) const {
-    uint32_t step[8];
-    std::memcpy(step, codes, kGroup);
-    if constexpr (F == Format::i8) {
-      for (int64_t j = 0; j < 8; j++) set(block, j, step[j]);
-    } else if constexpr (F == Format::i2 || F == Format::i3) {
-      uint32_t low[2] = {0, 0}, third = 0;
-      for (int64_t j = 0; j < 8; j++) {
-        low[j / 4] |= (step[j] & 0x03030303u) << j % 4 * 2;
-        third |= (step[j] >> 2 & 0x01010101u) << j;
-      }
-      set(block, 0, low[0]), set(block, 1, low[1]);
-      if (F == Format::i3) set(block, 2, third);
-    } else {
-      for (int64_t j = 0; j < 4; j++) {
-        set(block, j, (step[j] & 0x0f0f0f0fu) | (step[j + 4] & 0x0f0f0f0fu) << 4);
-      }
-      uint32_t fifth = 0, pairs[2] = {0, 0};
-      for (int64_t j = 0; j < 8; j++) {
-        fifth |= (step[j] >> 4 & 0x01010101u) << j;
-        pairs[j / 4] |= (step[j] >> 4 & 0x03030303u) << j % 4 * 2;
-      }
-      if (F == Format::i5) set(block, 4, fifth);
-      if (F == Format::i6) set(block, 4, pairs[0]), set(block, 5, pairs[1]);
+};
+
+// A word of each of four columns.
+typedef uint32_t Four __attribute__((vector_size(16)));
+
+void transpose(Four (&rows)[4]) {
+  const Four a = __builtin_shuffle(rows[0], rows[1], Four{0, 4, 1, 5});
+  const Four b = __builtin_shuffle(rows[2], rows[3], Four{0, 4, 1, 5});
+  const Four c = __builtin_shuffle(rows[0], rows[1], Four{2, 6, 3, 7});
+  const Four d = __builtin_shuffle(rows[2], rows[3], Four{2, 6, 3, 7});
+  rows[0] = __builtin_shuffle(a, b, Four{0, 1, 4, 5});
+  rows[1] = __builtin_shuffle(a, b, Four{2, 3, 6, 7});
+  rows[2] = __builtin_shuffle(c, d, Four{0, 1, 4, 5});
+  rows[3] = __builtin_shuffle(c, d, Four{2, 3, 6, 7});
+}
+
+// The 32 codes of a block of four columns, `stride` bytes apart, into its lines at `to`.
+template <Format F> void store_four(const uint8_t* codes, int64_t stride, uint8_t* to) {
+  Four step[2][4];  // four codes of each column
+  for (int i = 0; i < 2; i++) {
+    for (int c = 0; c < 4; c++) std::memcpy(&step[i][c], codes + c * stride + 16 * i, 16);
+    transpose(step[i]);
+  }
+  auto set = [to](int64_t line, const Four& words) {
+    std::memcpy(to + line * kPanel * 4, &words, 16);
+  };
+  if constexpr (F == Format::i8) {
+    for (int j = 0; j < 8; j++) set(j, step[j / 4][j % 4]);
+    return;
+  }
+  Four upper[2] = {};  // pairs of bits above a nibble; of i2 and i3 those of the codes
+  Four single = {};    // a bit above those
+  constexpr int kBelow = F == Format::i3 ? 2 : 4;
+  constexpr int kPairs = F == Format::i6 ? 4 : 0;
+  for (int i = 0; i < 2; i++) {
+    for (int j = 0; j < 4; j++) {
+      upper[i] |= (step[i][j] >> kPairs & 0x03030303u) << 2 * j;
+      single |= (step[i][j] >> kBelow & 0x01010101u) << (4 * i + j);
     }
   }
-};
+  if constexpr (F == Format::i2 || F == Format::i3) {
+    set(0, upper[0]), set(1, upper[1]);
+    if (F == Format::i3) set(2, single);
+  } else {
+    for (int j = 0; j < 4; j++) {
+      set(j, (step[0][j] & 0x0f0f0f0fu) | (step[1][j] & 0x0f0f0f0fu) << 4);
+    }
+    if (F == Format::i5) set(4, single);
+    if (F == Format::i6) set(4, upper[0]), set(5, upper[1]);
+  }
+}
 
 void check_arrays(const WeightLayout& w, const CodeSource& s) {
   if (!w.quantised()) throw std::invalid_argument("codes need an integer format");
@@ -295,8 +316,8 @@ template <Format F>
 void store_codes(const WeightLayout& w, const uint8_t* codes, int64_t stride, uint8_t* panel) {
   for (int64_t block = 0; block < w.blocks(); block++) {
     uint8_t* to = panel + w.block_at(block);
-    for (int64_t column = 0; column < kPanel; column++) {
-      BlockColumn{w, column}.store<F>(codes + column * stride + block * kGroup, to);
+    for (int64_t column = 0; column < kPanel; column += 4) {
+      store_four<F>(codes + column * stride + block * kGroup, stride, to + column * 4);
     }
   }
 }
@@ -333,7 +354,9 @@ template <class Read> void pack_panels(const WeightLayout& w, uint8_t* out, Read
   uint32_t unfit = 0;
   for (int64_t p = 0; p < w.panels(); p++) {
     uint8_t* panel = out + w.table_bytes() + p * w.panel_bytes();
-    std::memset(panel, 0, w.panel_bytes());
+    for (int64_t block = 0; block < w.blocks(); block += w.span_blocks()) {
+      std::memset(panel + w.header_at(block), 0, w.header_bytes());
+    }
     const int64_t columns = std::min(kPanel, w.n - p * kPanel);
     if (columns < kPanel) std::fill(codes.begin(), codes.end(), uint8_t{0});
     for (int64_t column = 0; column < columns; column++) {

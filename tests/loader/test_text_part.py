@@ -187,7 +187,7 @@ FP8_BLOCK = {
 
 
 def test_a_twin_of_gemma_4_31b_in_fp8_blocks(tmp_path):
-    """Checklist 77: the configuration of RedHatAI/gemma-4-31B-it-FP8-block, of small sizes."""
+    """The configuration of RedHatAI/gemma-4-31B-it-FP8-block, of small sizes."""
     torch.manual_seed(0)
     small = {"hidden_size": 160, "hidden_size_per_layer_input": 0}
     small |= {"num_kv_shared_layers": 0, "use_double_wide_mlp": False}
