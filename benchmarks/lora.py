@@ -1,30 +1,34 @@
 """Throughput with LoRA adapters against the same requests without: pairs of runs in one process.
 
     python -m benchmarks.lora [--pairs 5] [--tokens 64] [--streams 32] [--rank 16] [--quantized]
-                             [--cpu-time] [--vllm]
+                             [--cpu-time] [--read] [--vllm]
 
 The built-in model in bf16 (or, with --quantized, as it is shipped) decodes on 32 streams: with 16
 adapters in turn, with one for all, and with none. The order within a pair alternates, and a ratio
 is the median over the pairs. The adapters' numbers are random: what they say does not matter. With
 --cpu-time one thread computes and its CPU seconds are counted: for a machine that does other work,
-too. With --vllm the vLLM that benchmarks/peers/vllm.sh has installed under the folder LAB then does
-the same with the same adapters.
+too. With --read the bytes of model and adapters are read by loops that compute nothing: the share
+that memory allows. With --vllm the vLLM that benchmarks/peers/vllm.sh has installed under the
+folder LAB then does the same with the same adapters.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from benchmarks.peers.engines import ENGINES, environment_of, lab
@@ -39,6 +43,8 @@ from galley.quant import to_float32
 
 NUM_ADAPTERS = 16
 PROMPT_TOKENS = 16
+#: Of the built-in model.
+NUM_LAYERS = 30
 
 
 def save_bf16(checkpoint: Checkpoint, folder: Path) -> Path:
@@ -107,6 +113,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--quantized", action="store_true")
     parser.add_argument("--cpu-time", action="store_true")
+    parser.add_argument("--read", action="store_true", help="measure the reading alone, too")
     parser.add_argument("--vllm", action="store_true", help="measure vLLM, too")
     parser.add_argument("--profile", action="store_true", help="print the time of each operation")
     args = parser.parse_args()
@@ -134,6 +141,8 @@ def main() -> None:
             "one adapter": [adapters[0]] * n,
         }
         speeds = {side: compare(llm, side, loras, args) for side, loras in sides.items()}
+        if args.read:
+            read_alone(folder, args)
         if args.profile:
             profile(llm, sides, args.tokens)
         if args.vllm:
@@ -187,6 +196,37 @@ def compare(
         flush=True,
     )
     return statistics.median(with_adapters)
+
+
+def read_alone(folder: Path, args: argparse.Namespace) -> None:
+    """Print the time of reading the model's bytes, as a share of that with the adapters'."""
+    threads = 1 if args.cpu_time else len(os.sched_getaffinity(0))
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    files = [folder.glob(f"{name}/*.safetensors") for name in ("base", "a*")]
+    sizes = [sum(path.stat().st_size for path in paths) for paths in files]
+    base, adapters = (
+        np.ones((threads, NUM_LAYERS, n // 8 // NUM_LAYERS // threads), np.int64) for n in sizes
+    )
+
+    def seconds(*memory: NDArray[np.int64]) -> float:
+        def read(thread: int) -> None:
+            for layer in range(NUM_LAYERS):
+                for part in memory:
+                    part[thread, layer].max()
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(read, range(threads)))
+            begin = clock()
+            list(pool.map(read, range(threads)))
+            return clock() - begin
+
+    pairs = [(seconds(base), seconds(base, adapters)) for _ in range(4 * args.pairs)]
+    alone, both = (1000 * statistics.median(times) for times in zip(*pairs, strict=True))
+    ratio = statistics.median(alone / both for alone, both in pairs)
+    print(
+        f"reading alone: {sizes[0] / 1e6:.0f} MB in {alone:.1f} ms, with the adapters' "
+        f"{sizes[1] / 1e6:.0f} MB {both:.1f} ms: {ratio:.1%}"
+    )
 
 
 def profile(llm: LLM, sides: dict[str, list[LoRARequest | None]], num_tokens: int) -> None:

@@ -142,7 +142,7 @@ class Gemma3nLayer:
         self._router_scale = Multiplier(source, 1 / h)
         self._half = Multiplier(source, 2**-0.5)
         self._minus = Multiplier(source, -1.0)
-        self.correct.bias = source.constant((s,), lambda: np.ones(s, np.float32))
+        self._ones = source.constant((s,), lambda: np.ones(s, np.float32))
         self._others = source.constant((s,), lambda: np.array([0.0] + [1.0] * (s - 1), np.float32))
         self._sizes, self._streams = (h,) * s, s
         self._first = one_stream(source, s)
@@ -155,7 +155,7 @@ class Gemma3nLayer:
         active = ops.mix(predicted, self._first, s, 1)
         activated = self._activated(ops, active, ctx)
         change = ops.add(self._minus(ops, active), activated)
-        coefs = self.correct(ops, self._routed(ops, activated))
+        coefs = ops.shift(self.correct(ops, self._routed(ops, activated)), self._ones)
         return ops.add(ops.mix(change, coefs, 1, s), predicted)
 
     def finish(self, ops: Ops, streams: Value, own: Value) -> Value:
