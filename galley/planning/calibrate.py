@@ -53,8 +53,8 @@ CONTEXT = 256
 _SHARE = 0.6
 #: Bytes of weights after which no layer is added: more than most last caches hold for two cores.
 _BYTES = 400_000_000
-#: Sizes beyond which speeds no longer change much, and a step takes long.
-_MOST = Sizes(4096, 12288, 32, 32, 256, 16)
+#: Columns (hidden, intermediate) beyond which speeds no longer change much, and layers.
+_HIDDEN, _INTERMEDIATE, _LAYERS = 4096, 12288, 16
 _VOCAB = 8192
 
 
@@ -178,7 +178,8 @@ def measure(fmt: WeightFormat, numbers: KVFormat, sizes: Sizes, threads: int) ->
 
 def _config(fmt: WeightFormat, sizes: Sizes) -> dict[str, Any]:
     """The config.json of a Llama of these sizes, with as many layers as `_BYTES` allow."""
-    hidden, inner, heads, kv_heads, head_dim, layers = map(min, sizes, _MOST)
+    heads, kv_heads, head_dim = sizes.heads, sizes.kv_heads, sizes.head_dim
+    hidden, inner = min(sizes.hidden, _HIDDEN), min(sizes.intermediate, _INTERMEDIATE)
     shapes = [(2 * inner, hidden), (hidden, inner), (hidden, heads * head_dim)]
     shapes.append(((heads + 2 * kv_heads) * head_dim, hidden))
     layer = sum(fmt.num_bytes(shape) for shape in shapes)
@@ -186,7 +187,7 @@ def _config(fmt: WeightFormat, sizes: Sizes) -> dict[str, Any]:
         "architectures": [ARCHITECTURE],
         "hidden_size": hidden,
         "intermediate_size": inner,
-        "num_hidden_layers": max(min(layers, _BYTES // layer), 1),
+        "num_hidden_layers": max(min(sizes.layers, _LAYERS, _BYTES // layer), 1),
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
