@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,7 @@ class Launcher:
             text=True,
         )
         self.pid = self.process.pid
+        self.started = time.monotonic()
         self.seen: set[int] = set()
 
     def wait_serving(self) -> Launcher:
@@ -160,6 +161,14 @@ class Ask:
     @property
     def expected(self) -> str:
         return bytes(answer(list(self.prompt.encode()), self.n)).decode()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def idle() -> Iterator[Launcher]:
+    """One whose engine has nothing to do while the other tests run."""
+    launcher = Launcher("impatient")
+    yield launcher
+    launcher.close()
 
 
 @pytest.fixture
@@ -250,28 +259,20 @@ def test_a_hanging_engine_is_killed_and_its_streams_continue(launcher: Launcher)
     assert log.count("engine core 0 made no progress for 1.5 s: restarting it") >= 1
 
 
-@pytest.mark.parametrize("launcher", ["impatient"], indirect=True)
-@pytest.mark.parametrize("poison", ["tar pit", "stopped"])
-def test_a_request_that_hangs_every_engine_fails_alone(launcher: Launcher, poison: str) -> None:
-    launcher.wait_serving()
-    mate = launcher.ask("mate", 200)
-    assert launcher.ask(poison, 200).read().reason == "this request crashed the engine twice."
-    mate.read()
-    assert (mate.text, mate.reason) == (mate.expected, "length")
-    launcher.process.terminate()
-    # A machine that is busy may take a slow engine for one that hangs, once more.
-    assert launcher.end()[1].count("made no progress") >= 2
-
-
-@pytest.mark.parametrize("launcher", ["impatient"], indirect=True)
-def test_an_idle_engine_is_left_alone(launcher: Launcher) -> None:
-    engine = launcher.wait_serving().engine
-    # Nothing is waited for: this is the span in which it might be killed.
-    time.sleep(3.5)
-    assert launcher.engine == engine
-    ask = launcher.ask().read()
-    assert ask.text == ask.expected
-    assert launcher.engine == engine
+def test_a_request_that_hangs_every_engine_fails_alone() -> None:
+    with ExitStack() as stack:
+        launchers = [Launcher("impatient") for _ in range(2)]
+        for launcher in launchers:
+            stack.callback(launcher.close)
+        mates = [launcher.wait_serving().ask("mate", 200) for launcher in launchers]
+        hanging = [x.ask(p, 200) for x, p in zip(launchers, ("tar pit", "stopped"), strict=True)]
+        for launcher, mate, poison in zip(launchers, mates, hanging, strict=True):
+            assert poison.read().reason == "this request crashed the engine twice."
+            mate.read()
+            assert (mate.text, mate.reason) == (mate.expected, "length")
+            launcher.process.terminate()
+            # A machine that is busy may take a slow engine for one that hangs, once more.
+            assert launcher.end()[1].count("made no progress") >= 2
 
 
 def test_a_dead_api_server_is_replaced_and_its_requests_freed(launcher: Launcher) -> None:
@@ -412,6 +413,17 @@ def test_the_second_signal_ends_at_once(launcher: Launcher) -> None:
     started = time.monotonic()
     assert launcher.end()[0] == 0
     assert time.monotonic() - started < 60, "without it, a minute is granted"
+
+
+def test_an_idle_engine_is_left_alone(idle: Launcher) -> None:
+    engine = idle.wait_serving().engine
+    # Nothing is waited for: this is the span in which it might be killed.
+    until(lambda: time.monotonic() - idle.started > 4.5)
+    ask = idle.ask().read()
+    assert ask.text == ask.expected
+    assert idle.engine == engine
+    idle.process.terminate()
+    assert idle.end() == (0, "")
 
 
 @pytest.mark.parametrize("launcher", ["slow-server"], indirect=True)
