@@ -65,7 +65,7 @@ def answers(llm: LLM, params: SamplingParams) -> list[list[int]]:
 def counted(llm: LLM) -> list[int]:
     """Accepted drafts by place, and all drafts."""
     found = llm.get_metrics()
-    places = [m.value for m in found if m.name.endswith("accepted_tokens_per_pos")]
+    [places] = [m.values for m in found if m.name.endswith("accepted_tokens_per_pos")]
     drafted = [m.value for m in found if m.name == "vllm:spec_decode_num_draft_tokens"]
     return [*places, *drafted]
 
