@@ -29,6 +29,7 @@ _NAMES: dict[str, tuple[str, Head | None]] = {
     "CLIPTextModel": ("CLIPTextModel", "body"),
     "CLIPTextModelWithProjection": ("CLIPTextModel", "projection"),
     "ColBERTModernBertModel": ("ModernBertModel", "colbert"),
+    "ColPaliTextModel": ("GemmaForCausalLM", "colbert"),
     "GPT2ForSequenceClassification": ("GPT2LMHeadModel", "sequence"),
     "GPT2Model": ("GPT2LMHeadModel", "body"),
     "Gemma3TextModel": ("Gemma3ForCausalLM", "body"),

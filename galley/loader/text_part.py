@@ -26,6 +26,10 @@ _OUTER = (
 TEXT_OF = "text_part_of"
 #: Names of tensors as they are stored → as the text model alone has them.
 _PREFIXES = (
+    ("vlm.language_model.model.", "model."),
+    ("vlm.language_model.", "model."),
+    ("vlm.model.language_model.", "model."),
+    ("embedding_proj_layer.", "linear."),
     ("language_model.model.", "model."),
     ("language_model.lm_head.", "lm_head."),
     ("model.language_model.", "model."),
@@ -67,6 +71,7 @@ _CLIP = {
 }
 #: Classes whose first configs have the keys of the text model at the top.
 _FLAT = ("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration")
+_COLPALI = "ColPaliForRetrieval"
 #: `model_type` of a `text_config` → its class (open set).
 TEXT_MODELS: dict[str, TextModel] = {
     "clip_text_model": TextModel("CLIPTextModelWithProjection", _CLIP),
@@ -103,6 +108,8 @@ def text_part(config: dict[str, Any]) -> dict[str, Any]:
     text, names = config.get("text_config"), config.get("architectures")
     if not isinstance(names, list) or not names:
         return config
+    if names[0] == _COLPALI and isinstance(config.get("vlm_config"), dict):
+        return _colpali(config)
     if names[0] in _FLAT and not isinstance(text, dict):
         return {**config, "architectures": ["Qwen2ForCausalLM"], TEXT_OF: names[0]}
     if not isinstance(text, dict):
@@ -121,6 +128,16 @@ def text_part(config: dict[str, Any]) -> dict[str, Any]:
         "architectures": [known.architecture],
         TEXT_OF: names[0],
     }
+
+
+def _colpali(config: dict[str, Any]) -> dict[str, Any]:
+    """The text model of ColPali, whose tokens all see each other, with its projection."""
+    dtype: dict[str, Any] = {k: config[k] for k in ("dtype", "torch_dtype") if k in config}
+    text = text_part({**dtype, **config["vlm_config"], "architectures": [_COLPALI]})
+    if text.get("architectures") != ["GemmaForCausalLM"]:
+        return config
+    own = {"architectures": ["ColPaliTextModel"], "dim": config.get("embedding_dim", 128)}
+    return {"use_bidirectional_attention": True, **text, **own, "linear_bias": True}
 
 
 def text_name(name: str) -> str | None:

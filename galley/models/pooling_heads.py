@@ -79,7 +79,8 @@ def head_spec(model_info: ModelInfo, settings: PoolingSettings) -> HeadSpec:
         return HeadSpec(tuple(dense))
     if head == "colbert":
         dimension = config.integer("dim", config.integer("embedding_dim", 128, least=1), least=1)
-        return HeadSpec((DenseSpec("linear", hidden, dimension, bias=False),))
+        bias = config.flag("linear_bias", False)
+        return HeadSpec((DenseSpec("linear", hidden, dimension, bias),))
     if head == "projection":
         size = config.integer("projection_dim", 512, least=1)
         return HeadSpec((DenseSpec("text_projection", hidden, size, bias=False),))

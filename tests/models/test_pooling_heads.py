@@ -208,6 +208,26 @@ def test_text_of_clip(tmp_path, kind) -> None:
         assert alone.outputs.data.tobytes() == output.outputs.data.tobytes()
 
 
+def test_text_of_colpali(tmp_path) -> None:
+    """Vectors of tokens; the images' part of the checkpoint is left out."""
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    text = {**CHECKPOINT_SIZES, "model_type": "gemma", "head_dim": 16, "num_hidden_layers": 2}
+    vlm = transformers.PaliGemmaConfig(text_config=text, vision_config=vision, projection_dim=64)
+    torch.manual_seed(0)
+    config = transformers.ColPaliConfig(vlm_config=vlm, embedding_dim=24)
+    model = transformers.ColPaliForRetrieval(config).eval()
+    model.save_pretrained(tmp_path)
+    client = open_client(tmp_path, max_num_batched_tokens=160, max_num_seqs=4)
+    for prompt, output in zip(PROMPTS, client.pool(PROMPTS, PoolingParams()), strict=True):
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            # As its processor makes inputs of texts.
+            types, mask = torch.zeros_like(ids), torch.ones_like(ids)
+            want = model(ids, attention_mask=mask, token_type_ids=types).embeddings[0]
+        np.testing.assert_allclose(output.outputs.data, want, atol=1e-4)
+
+
 def test_parts_of_names() -> None:
     assert split_architecture("LlamaForCausalLM") == ("LlamaForCausalLM", None)
     assert split_architecture("GPT2LMHeadModel") == ("GPT2LMHeadModel", None)
