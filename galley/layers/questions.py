@@ -66,6 +66,7 @@ class Part(msgspec.Struct, frozen=True):
             this name.
         plus: the tensor [rows, K] of which one row is added to every row of the matrix.
         plus_row: which one.
+        taps: the tensor is the kernel [N, K / taps, taps] of a convolution; 1 = it is a matrix.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Part(msgspec.Struct, frozen=True):
     otherwise: Part | None = None
     plus: Part | None = None
     plus_row: int = 0
+    taps: int = 1
 
     @property
     def num_rows(self) -> int:
@@ -98,6 +100,8 @@ class Part(msgspec.Struct, frozen=True):
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
+        if self.taps > 1:
+            return (self.shape[0], self.shape[1] // self.taps, self.taps)
         return self.shape[::-1] if self.transposed else self.shape
 
     def of_expert(self, index: int) -> Part:

@@ -274,6 +274,9 @@ class CheckpointWeights:
             part = part.otherwise
         if part.stack is not None and part.name not in self._layers:
             weight = self._expert(part.stack, part.name, part.shape)
+        elif part.taps > 1:
+            kernel = to_float32(self.use(f"{part.name}.weight", part.stored_shape))
+            weight = QuantizedWeight(dense=kernel.reshape(part.shape))
         else:
             weight = read(part.name, part.shape, part.transposed)
         if part.rows is not None:

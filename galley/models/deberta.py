@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from galley.config import ModelInfo
+from galley.kernels.ops import ForwardContext, Ops, Value
+from galley.layers.context import BuildContext
 from galley.layers.disentangled import DisentangledSpec, DistancesSpec
 from galley.layers.layer_norm import LayerNormSpec
 from galley.layers.positions import LearnedPositionsSpec
 from galley.layers.questions import Part
+from galley.layers.token_conv import TokenConvSpec
 from galley.models.config import ModelFields, model_fields
-from galley.models.decoder import DecoderSpec, PostNormLayerSpec
-from galley.models.gpt import Sizes, mlp, read_sizes
+from galley.models.decoder import DecoderSpec, MixerSpec, PostNormLayerSpec
+from galley.models.gpt import Sizes, mlp, read_activation, read_sizes
 
 _TERMS = {"c2p", "p2c"}
 
@@ -20,7 +25,6 @@ def deberta_v2(model_info: ModelInfo) -> DecoderSpec:
     hidden = sizes.hidden
     config.require("relative_attention", True, default=False)
     config.require("type_vocab_size", 0, default=0)
-    config.require("conv_kernel_size", 0, default=0)
     config.require("embedding_size", hidden, default=hidden)
     terms = _terms(config)
     distances = _distances(config, sizes)
@@ -51,13 +55,17 @@ def deberta_v2(model_info: ModelInfo) -> DecoderSpec:
             mlp_norm=sizes.norm(f"{prefix}.output.LayerNorm"),
         )
 
+    layers: list[PostNormLayerSpec | ConvolvedLayerSpec] = [layer(i) for i in range(sizes.layers)]
+    taps = config.integer("conv_kernel_size", 0, least=0)
+    if taps:
+        layers[0] = _convolved(layer(0), config, sizes, taps)
     positions = None
     if config.flag("position_biased_input", True):
         rows = config.integer("max_position_embeddings", 512, least=1)
         positions = LearnedPositionsSpec(Part("embeddings.position_embeddings", (rows, hidden)), 0)
     return DecoderSpec(
         embedding=Part("embeddings.word_embeddings", (sizes.vocab, hidden)),
-        layers=[layer(i) for i in range(sizes.layers)],
+        layers=layers,
         norm=None,
         head=None,
         ignored=(
@@ -66,6 +74,48 @@ def deberta_v2(model_info: ModelInfo) -> DecoderSpec:
         ),
         positions=positions,
         embedding_norm=LayerNormSpec("embeddings.LayerNorm", hidden, sizes.eps),
+    )
+
+
+class ConvolvedLayerSpec(msgspec.Struct, frozen=True):
+    """A layer beside a convolution of its input: norm(layer(h) + conv(h))."""
+
+    layer: PostNormLayerSpec
+    conv: TokenConvSpec
+    norm: LayerNormSpec
+
+    @property
+    def mixer(self) -> MixerSpec:
+        return self.layer.mixer
+
+    def build(self, context: BuildContext) -> ConvolvedLayer:
+        return ConvolvedLayer(self, context)
+
+
+class ConvolvedLayer:
+    """A `ConvolvedLayerSpec` with its weights."""
+
+    def __init__(self, spec: ConvolvedLayerSpec, context: BuildContext) -> None:
+        self.layer = spec.layer.build(context)
+        self.conv = spec.conv.build(context)
+        self.norm = spec.norm.build(context.source)
+
+    def __call__(self, ops: Ops, hidden: Value, ctx: ForwardContext) -> Value:
+        convolved = self.conv(ops, hidden, ctx)
+        return self.norm(ops, ops.add(self.layer(ops, hidden, ctx), convolved))
+
+
+def _convolved(
+    layer: PostNormLayerSpec, config: ModelFields, sizes: Sizes, taps: int
+) -> ConvolvedLayerSpec:
+    """The first layer of a model whose `conv_kernel_size` is `taps`."""
+    config.require("conv_groups", 1, default=1)
+    if taps % 2 == 0:
+        raise config.wrong("conv_kernel_size", "odd")
+    kernel = Part("encoder.conv.conv", (sizes.hidden, sizes.hidden * taps), taps=taps)
+    function = read_activation(config, "conv_act", "tanh")
+    return ConvolvedLayerSpec(
+        layer, TokenConvSpec(kernel, function), sizes.norm("encoder.conv.LayerNorm")
     )
 
 

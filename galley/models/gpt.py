@@ -31,6 +31,7 @@ ACTIVATIONS: dict[str, Function] = {
     "relu2": "relu2",
     "silu": "silu",
     "swish": "silu",
+    "tanh": "tanh",
     "xielu": "xielu",
 }
 

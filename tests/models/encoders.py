@@ -36,6 +36,8 @@ PLAIN_DEBERTA = {
     "pos_att_type": "c2p",
     "position_biased_input": True,
 }
+#: A convolution beside the first layer, as in DeBERTa v2 of the sizes xlarge.
+CONVOLVED_DEBERTA = {**DEBERTA, "conv_kernel_size": 3, "conv_act": "gelu"}
 #: Layers see all, or eight tokens on each side.
 MODERNBERT = {**EUROBERT, "num_hidden_layers": 3, "local_attention": 16}
 NOMIC = {**SIZES, "rope_parameters": {"rope_type": "default", "rope_theta": 700.0}}
@@ -59,6 +61,7 @@ ENCODERS: dict[str, Case] = {
     "bert": Case("Bert", SIZES, "Model"),
     "camembert": Case("Camembert", ROBERTA, "Model"),
     "deberta": Case("DebertaV2", DEBERTA, "Model"),
+    "deberta-with-convolution": Case("DebertaV2", CONVOLVED_DEBERTA, "Model"),
     "deberta-without-buckets": Case("DebertaV2", PLAIN_DEBERTA, "ForMaskedLM"),
     "distilbert": Case("DistilBert", DISTILBERT, "Model"),
     "electra": Case("Electra", {**SIZES, "embedding_size": 24}, "Model"),

@@ -73,6 +73,7 @@ class Ops:
         from galley.kernels.ops.sparsify import sparsify
         from galley.kernels.ops.split import split
         from galley.kernels.ops.ssd_scan import ssd_scan
+        from galley.kernels.ops.token_window import token_window
         from galley.kernels.ops.wkv7 import wkv7
         from galley.kernels.ops.write_kv import write_kv
         from galley.kernels.ops.write_latent import write_latent
