@@ -14,7 +14,8 @@
 //
 // A row's bits depend on its own tokens alone: the cache is walked in tiles of 64 tokens at
 // absolute multiples of 64, in chunks of 512 at absolute multiples of 512; each chunk starts from
-// an empty state, and the states of the chunks are merged in order. The division into work items
+// an empty state, and the states of the chunks are merged in order. Where a token sees all of a short
+// sequence, tiles of AMX walk it at once (attention_whole_amx.h). The division into work items
 // (attention_plan.h) is free.
 #include "attention_kernel.h"
 
@@ -100,6 +101,12 @@ class Attention final : public Op {
         out_kind_ == Kind::q8_row ||
         (in_groups(out_kind_) && geometry_.group * shape_.head_dim % kGroup != 0);
     plan_ = a.plan<AttentionPlan>(geometry_);
+#if GALLEY_HAS_X86
+    sees_whole_ = isa() == Isa::amx && !geometry_.causal && geometry_.window == 0 && !by_distance() &&
+                  !sinks_ && shape_.soft_cap == 0.0f && kv_.format.kind == KvKind::bf16 && !q_is_f32_ &&
+                  shape_.head_dim % 16 == 0 && shape_.head_dim <= kWholeDims;
+    attend_whole_ = amx::attend_whole;
+#endif
   }
 
   void plan(const Step& step, int threads) override { plan_->make_once(step, threads); }
@@ -158,6 +165,8 @@ class Attention final : public Op {
   void gather(const Step& step, const AttentionGroup& g, const Work& work) const;
   void find_pages(const Step& step, const AttentionGroup& g, int64_t start,
                   const uint8_t** pages) const;
+  bool is_whole(const Step& step, const AttentionGroup& g) const;
+  void attend_group(const Step& step, const AttentionGroup& g) const;
   void attend_chunk(const Step& step, const AttentionGroup& g, int64_t chunk, bool is_last,
                     const Work& work) const;
   void convert_tile(AttentionTile* tile, const Work& work) const;
@@ -183,6 +192,8 @@ class Attention final : public Op {
   decltype(&generic::convert_codes) convert_codes_ = GALLEY_PICK(convert_codes);
   decltype(&generic::values_of_keys) values_of_keys_ = GALLEY_PICK(values_of_keys);
   decltype(&generic::attend_tile) attend_tile_ = GALLEY_PICK_TILES(attend_tile);
+  bool sees_whole_ = false;
+  void (*attend_whole_)(const AttentionShape&, const WholeAttention&) = nullptr;
   decltype(&generic::merge_states) merge_states_ = GALLEY_PICK(merge_states);
   decltype(&generic::finish_states) finish_states_ = GALLEY_PICK(finish_states);
   decltype(&generic::pack_queries) pack_queries_ = GALLEY_PICK(pack_queries);
@@ -219,6 +230,7 @@ Attention::Work Attention::work_for(const AttentionGroup& g) const {
 
 void Attention::run_item(const Step& step, const AttentionItem& item, const AttentionItem* next) {
   const AttentionGroup& g = plan_->groups[item.group];
+  if (is_whole(step, g)) return attend_group(step, g);
   const int64_t rows = geometry_.rows(g), states_size = rows * shape_.state_size();
   Work work = work_for(g);
   gather(step, g, work);
@@ -251,6 +263,45 @@ void Attention::run_item(const Step& step, const AttentionItem& item, const Atte
     }
   }
   finish(g, work.total, work.out);
+}
+
+// Whether the queries see all of a short sequence, of a kind that tiles compute at once.
+bool Attention::is_whole(const Step& step, const AttentionGroup& g) const {
+  return sees_whole_ && known_tokens(step, g.row) <= kWholeTokens;
+}
+
+void Attention::attend_group(const Step& step, const AttentionGroup& g) const {
+  const int64_t dim = shape_.head_dim, first = g.head * geometry_.group;
+  const int64_t count = g.heads * geometry_.group, width = heads_ * dim;
+  const int64_t row_bytes = activation_bytes(out_kind_, width);
+  uint8_t* out = out_ + g.token * row_bytes;
+  const uint8_t* keys[kWholeTokens / kPage];
+  WholeAttention job;
+  job.q_bytes = q_row_bytes_;
+  job.rows = g.queries;
+  job.tokens = known_tokens(step, g.row);
+  job.pages = (job.tokens + kPage - 1) / kPage;
+  job.keys = keys;
+  for (int64_t i = 0; i < job.pages; i++) {
+    keys[i] = kv_.page(step.slots[g.row], i * kPage) + g.head * kv_.head_bytes();
+  }
+  // Rows of other kinds are made of those of f32.
+  const bool direct = out_kind_ == Kind::f32 || out_kind_ == Kind::bf16;
+  float* rows = direct ? nullptr : thread_scratch(g.queries * count * dim);
+  job.out_is_f32 = out_kind_ != Kind::bf16;
+  job.out_bytes = direct ? row_bytes : count * dim * 4;
+  for (int64_t h = 0; h < count; h++) {
+    job.q = q_ + g.token * q_row_bytes_ + (first + h) * dim * 2;
+    const int64_t column = (direct ? first + h : h) * dim * (job.out_is_f32 ? 4 : 2);
+    job.out = (direct ? out : reinterpret_cast<uint8_t*>(rows)) + column;
+    attend_whole_(shape_, job);
+    if ((h + 1) % geometry_.group) continue;
+    for (int64_t i = 0; i < job.pages; i++) keys[i] += kv_.head_bytes();
+  }
+  for (int64_t q = 0; !direct && q < g.queries; q++) {
+    store_columns_(rows + q * count * dim, first * dim, count * dim, width, out_kind_,
+                   out + q * row_bytes);
+  }
 }
 
 // Packs the queries by KV head and sets the range of tokens that each of a head's rows attends to.

@@ -19,6 +19,8 @@ extern int64_t kChunk;  // benchmarks/csrc/split.cpp
 constexpr int64_t kChunk = 512;
 #endif
 constexpr int kTilePages = 4;
+// Tokens of a sequence, and dimensions of a head, that `attend_whole` takes at most.
+constexpr int64_t kWholeTokens = 512, kWholeDims = 256;
 constexpr int kBiasPadding = 16;
 
 struct AttentionShape {
@@ -68,6 +70,19 @@ struct AttentionTile {
   float* state;          // [rows][state_size]
 };
 
+// Some queries of one head, each of which attends to all tokens of a sequence.
+struct WholeAttention {
+  const uint8_t* q;  // rows of bf16
+  int64_t q_bytes;   // from row to row
+  int64_t rows;
+  int64_t tokens;
+  int64_t pages;               // that hold them
+  const uint8_t* const* keys;  // the head's K in each page
+  uint8_t* out;                // rows of f32 or bf16
+  int64_t out_bytes;
+  bool out_is_f32;
+};
+
 GALLEY_VARIANTS(
     void clear_states(const AttentionShape& shape, float* states, int64_t rows);
     void attend_tile(const AttentionShape& shape, const AttentionTile& tile);
@@ -90,6 +105,9 @@ GALLEY_VARIANTS(
     void pack_queries(const AttentionShape& shape, const void* q, bool q_is_f32, int64_t heads,
                       uint32_t* out);)
 
-GALLEY_TILE_VARIANT(void attend_tile(const AttentionShape& shape, const AttentionTile& tile);)
+GALLEY_TILE_VARIANT(
+    void attend_tile(const AttentionShape& shape, const AttentionTile& tile);
+    // Of bf16, without biases by distance, a soft cap or sinks; head_dim is a multiple of 16.
+    void attend_whole(const AttentionShape& shape, const WholeAttention& job);)
 
 }  // namespace galley

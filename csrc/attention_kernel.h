@@ -1,6 +1,7 @@
 // Definitions for attention.h; compiled once per instruction set (variants.h).
 #pragma once
 #include "attention_rows.h"
+#include "exchange_lanes.h"
 #include "quantize_row.h"
 
 namespace galley {
@@ -359,24 +360,6 @@ void convert_codes(const uint16_t* magnitudes, const uint8_t* codes, int64_t lin
   for (int64_t i = 0; i < lines; i++) {
     if (ahead && i % 2 == 0) __builtin_prefetch(ahead + i * 32);
     store(reinterpret_cast<int32_t*>(out + i * 64), table.line(codes + i * 32));
-  }
-}
-
-// Eight runs of 64 bits of eight lines.
-typedef uint64_t LongLine __attribute__((vector_size(64)));
-
-// Exchanges the blocks of `kSize` beside the diagonal, of blocks twice that size.
-template <int kSize> GALLEY_INLINE void exchange(LongLine (&line)[8]) {
-  LongLine low, high;
-  for (int i = 0; i < 8; i++) {
-    low[i] = i & kSize ? 8 + i - kSize : i;
-    high[i] = i & kSize ? 8 + i : i + kSize;
-  }
-  _Pragma("GCC unroll 8") for (int i = 0; i < 8; i++) {
-    if (i & kSize) continue;
-    const LongLine a = line[i], b = line[i + kSize];
-    line[i] = __builtin_shuffle(a, b, low);
-    line[i + kSize] = __builtin_shuffle(a, b, high);
   }
 }
 

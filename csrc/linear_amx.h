@@ -76,26 +76,29 @@ template <bool kLower> GALLEY_INLINE void store_sums(float* y, int upper) {
   store_tile<c10>(y + upper * kPanel, kBytes), store_tile<c11>(y + upper * kPanel + kLanes, kBytes);
 }
 
-template <class Product, bool kLower>
+// `between` is called after each step with the number of steps that are left, while the tiles compute.
+template <class Product, bool kLower, bool kStreams, class Between>
 GALLEY_INLINE void add_products(const uint8_t* x, int64_t x_bytes, int upper, const uint8_t* w,
-                                int64_t steps, const uint8_t* next, int64_t lines) {
+                                int64_t steps, const uint8_t* next, int64_t lines,
+                                const Between& between) {
   for (; steps > 0; steps--, x += kTileBytes, w += kTileWords * kWordBytes) {
-    load_tile<a0>(x, x_bytes);
+    load_rows<a0, kStreams>(x, x_bytes);
     load_tile<b0>(w, kWordBytes);
     Product::template add<c00, a0, b0>();
     load_tile<b1>(w + 64, kWordBytes);
     Product::template add<c01, a0, b1>();
     if (kLower) {
-      load_tile<a1>(x + upper * x_bytes, x_bytes);
+      load_rows<a1, kStreams>(x + upper * x_bytes, x_bytes);
       Product::template add<c10, a1, b0>();
       Product::template add<c11, a1, b1>();
     }
     for (int64_t i = 0; i < lines; i++, next += 64) __builtin_prefetch(next, 0, 2);
+    between(steps);
   }
 }
 
-template <class Product, bool kLower>
-void tile_block(const TileBlocks& blocks, const TileBlock& b) {
+template <class Product, bool kLower, bool kStreams, class Between>
+GALLEY_INLINE void tile_block(const TileBlocks& blocks, const TileBlock& b, const Between& between) {
   if (b.adds) {
     load_sums<kLower>(b.y, blocks.upper);
   } else {
@@ -103,15 +106,17 @@ void tile_block(const TileBlocks& blocks, const TileBlock& b) {
     if (kLower) zero_tile<c10>(), zero_tile<c11>();
   }
   const int64_t steps = b.words / kTileWords, last = b.words % kTileWords;
-  add_products<Product, kLower>(b.x, b.x_bytes, blocks.upper, b.w, steps, b.next, b.lines);
+  add_products<Product, kLower, kStreams>(b.x, b.x_bytes, blocks.upper, b.w, steps, b.next, b.lines,
+                                          between);
   if (last) {  // filled up with zeros
     alignas(64) uint8_t x[2 * kTileRows * kTileBytes] = {}, w[kTileWords * kWordBytes] = {};
     for (int64_t r = 0; r < blocks.size; r++) {
       memcpy(x + r * kTileBytes, b.x + r * b.x_bytes + steps * kTileBytes, b.last_bytes);
     }
     memcpy(w, b.w + steps * kTileWords * kWordBytes, last * kWordBytes);
-    add_products<Product, kLower>(x, kTileBytes, blocks.upper, w, 1, nullptr, 0);
+    add_products<Product, kLower, false>(x, kTileBytes, blocks.upper, w, 1, nullptr, 0, [](int64_t) {});
   }
+  between(0);
   if (b.adapted) {
     const LinearJob& job = *b.adapted;
     if (job.bias) {  // which comes before what adapters add
@@ -125,9 +130,25 @@ void tile_block(const TileBlocks& blocks, const TileBlock& b) {
   store_sums<kLower>(b.y, blocks.upper);
 }
 
+// Rows whose sums wait in `y` [rows][32] until the tiles compute the next block: `use` is called for
+// some of them between its steps.
+struct WaitingRows {
+  int64_t panel = 0, row = 0;
+  int rows = 0;
+  float* y = nullptr;
+
+  // Uses a share of the rows, of which `steps` are left, this one included; all of them where none is.
+  template <class Use> GALLEY_INLINE void take(int64_t steps, const Use& use) {
+    if (rows == 0) return;
+    const int n = steps > 1 ? static_cast<int>((rows + steps - 1) / steps) : rows;
+    use(panel, row, n, y);
+    row += n, rows -= n, y += n * kPanel;
+  }
+};
+
 // Sums of all of K for panels [first, first + count). Calls use(panel, first row, rows, sums) for
-// all rows of each, in order. `adapted`: bias and adapters are added already. `sums`: [kPiecePanels][rows of all blocks][32].
-template <class Product, class Use>
+// some rows at a time, each once and those of a panel in order. `adapted`: bias and adapters are added already. `sums`: [kPiecePanels][rows of all blocks][32].
+template <class Product, bool kLower, class Use>
 void each_block(const LinearJob& job, int64_t first, int64_t count, const TileBlocks& blocks,
                 float* sums, bool adapted, const Use& use) {
   const WeightLayout& w = job.weight;
@@ -139,7 +160,7 @@ void each_block(const LinearJob& job, int64_t first, int64_t count, const TileBl
   constexpr int64_t kLines = kTileWords * kWordBytes / 64;
   const int64_t lines = lone ? kLines : (kLines + blocks.count - 1) / blocks.count;
   const int64_t together = piece < words ? kPiecePanels : 1;
-  const auto run = blocks.lower ? tile_block<Product, true> : tile_block<Product, false>;
+  WaitingRows waiting;
   configure_tiles(blocks.upper, blocks.lower);
   for (int64_t panel = first; panel < first + count; panel += together) {
     const int64_t left = first + count - panel, panels = left < together ? left : together;
@@ -154,20 +175,36 @@ void each_block(const LinearJob& job, int64_t first, int64_t count, const TileBl
         int64_t done = blocks.begin;
         for (int64_t i = 0; i < blocks.count; i++) {
           const int64_t row = blocks.first_row(i);
-          float* y = sums + (p * blocks.count + i) * sums_of_block;
+          // Where K is in one piece, two blocks take turns: one is used while the other is made.
+          const int64_t place = piece < words ? p * blocks.count + i : (panel - first + i) % 2;
+          float* y = sums + place * sums_of_block;
           const TileBlock b{job.x + row * job.x_bytes + 4 * word, job.x_bytes, at + word * kWordBytes,
                             end - word, row_bytes - end / kTileWords * kTileBytes, word > 0, y,
                             lone ? at + kAhead : next + i * lines * ((end - word) / kTileWords * 64),
                             lines, adapted && end == words ? &job : nullptr, panel + p, row};
-          run(blocks, b);
+          const auto between = [&](int64_t steps) { waiting.take(steps, use); };
+          if (lone) {
+            tile_block<Product, kLower, false>(blocks, b, between);
+          } else {
+            tile_block<Product, kLower, true>(blocks, b, between);
+          }
           if (end < words) continue;
-          use(panel + p, done, static_cast<int>(row + blocks.size - done), y + (done - row) * kPanel);
+          waiting = {panel + p, done, static_cast<int>(row + blocks.size - done),
+                     y + (done - row) * kPanel};
           done = row + blocks.size;
         }
       }
     }
   }
+  waiting.take(0, use);
   release_tiles();
+}
+
+template <class Product, class Use>
+void each_block(const LinearJob& job, int64_t first, int64_t count, const TileBlocks& blocks,
+                float* sums, bool adapted, const Use& use) {
+  if (blocks.lower) return each_block<Product, true>(job, first, count, blocks, sums, adapted, use);
+  each_block<Product, false>(job, first, count, blocks, sums, adapted, use);
 }
 
 // Sums of unsigned codes become floats.

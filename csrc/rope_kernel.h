@@ -1,5 +1,6 @@
 // Definitions for rope.h; compiled once per instruction set (variants.h).
 #pragma once
+#include "exchange_lanes.h"
 #include "kv_lanes.h"
 #include "norm.h"
 #include "rope.h"
@@ -117,17 +118,68 @@ void rope_row(const Rotation& r, const float* x, int64_t heads, int32_t position
   }
 }
 
+// Rows of bf16 are copied to caches of bf16 as they lie where the instruction set has masks.
+#if GALLEY_PARTS == 1
+constexpr bool kCopiesRows = true;
+
+// K of a run of bf16 rows, as they lie: sixteen words of each token become a part of sixteen lines.
+GALLEY_INLINE void copy_keys(const KvRun& run, const uint8_t* x, int64_t bytes, int64_t words,
+                             uint8_t* k) {
+  const __mmask16 tokens = static_cast<__mmask16>(((1u << run.count) - 1) << run.slot);
+  for (int64_t word = 0; word < words; word += kLanes) {
+    const int64_t left = words - word, part = left < kLanes ? left : kLanes;
+    const __mmask16 lanes = static_cast<__mmask16>((1u << part) - 1);
+    WordLine line[kLanes] = {};
+    for (int t = 0; t < run.count; t++) {
+      line[run.slot + t] = (WordLine)_mm512_maskz_loadu_epi32(lanes, x + t * bytes + 4 * word);
+    }
+    exchange<8>(line);
+    exchange<4>(line);
+    exchange<2>(line);
+    exchange<1>(line);
+    for (int64_t i = 0; i < part; i++) {
+      _mm512_mask_storeu_epi32(k + (word + i) * 64, tokens, (__m512i)line[i]);
+    }
+  }
+}
+
+// V of two tokens of bf16, the first in an even slot: their elements take turns.
+GALLEY_INLINE void copy_values(const uint8_t* x, int64_t bytes, int64_t dim, uint8_t* row) {
+  for (int64_t i = 0; i < dim; i += kLanes) {
+    const int64_t left = dim - i;
+    const __mmask16 lanes = static_cast<__mmask16>(left < kLanes ? (1u << left) - 1 : 0xffff);
+    const __m512i even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, x + 2 * i));
+    const __m512i odd = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, x + bytes + 2 * i));
+    _mm512_mask_storeu_epi32(row + 4 * i, lanes, even | _mm512_slli_epi32(odd, 16));
+  }
+}
+#else
+constexpr bool kCopiesRows = false;
+inline void copy_keys(const KvRun&, const uint8_t*, int64_t, int64_t, uint8_t*) {}
+inline void copy_values(const uint8_t*, int64_t, int64_t, uint8_t*) {}
+#endif
+
 void write_kv_run(const KvShape& s, const KvRun& run, const KvRows& k, const KvRows& v,
                   float* scratch) {
   const int64_t dim = s.head_dim, half_bytes = s.half_bytes();
   const int64_t k_bytes = dim * (k.is_f32 ? 4 : 2), v_bytes = dim * (v.is_f32 ? 4 : 2);
-  for (int t = 0; t < run.count; t++) {
-    for (int64_t h = 0; h < s.heads; h++) {
-      uint8_t* head = run.page + 2 * h * half_bytes;
-      const uint8_t* from = k.data + t * k.bytes + h * k_bytes;
-      write_key(s, as_floats(from, dim, k.is_f32, scratch), head, run.slot + t);
-      from = v.data + t * v.bytes + h * v_bytes;
-      write_value(s, as_floats(from, dim, v.is_f32, scratch), head + half_bytes, run.slot + t);
+  const bool copies = kCopiesRows && s.format.kind == KvKind::bf16;
+  const bool copies_k = copies && !k.is_f32, copies_v = copies && !v.is_f32;
+  for (int64_t h = 0; h < s.heads; h++) {
+    uint8_t *keys = run.page + 2 * h * half_bytes, *values = keys + half_bytes;
+    const uint8_t *from_k = k.data + h * k_bytes, *from_v = v.data + h * v_bytes;
+    if (copies_k) copy_keys(run, from_k, k.bytes, dim / 2, keys);
+    for (int t = copies_k ? run.count : 0; t < run.count; t++) {
+      write_key(s, as_floats(from_k + t * k.bytes, dim, k.is_f32, scratch), keys, run.slot + t);
+    }
+    for (int t = 0; t < run.count; t++) {
+      const uint8_t* from = from_v + t * v.bytes;
+      if (copies_v && (run.slot + t) % 2 == 0 && t + 1 < run.count) {
+        copy_values(from, v.bytes, dim, values + (run.slot + t) / 2 * 4 * dim);
+        t++;
+      } else {
+        write_value(s, as_floats(from, dim, v.is_f32, scratch), values, run.slot + t);
+      }
     }
   }
 }

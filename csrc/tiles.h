@@ -40,6 +40,11 @@ GALLEY_INLINE void release_tiles() { asm volatile("tilerelease"); }
 template <Tile t> GALLEY_INLINE void load_tile(const void* at, int64_t stride) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(at), "r"(stride), "i"(t) : "memory");
 }
+// The same of rows that are not read again soon: they stay out of the L1 cache.
+template <Tile t, bool kStreams> GALLEY_INLINE void load_rows(const void* at, int64_t stride) {
+  if (!kStreams) return load_tile<t>(at, stride);
+  asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(at), "r"(stride), "i"(t) : "memory");
+}
 template <Tile t> GALLEY_INLINE void store_tile(void* at, int64_t stride) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(at), "r"(stride), "i"(t) : "memory");
 }
