@@ -4,9 +4,9 @@
 
 The model is all-MiniLM-L6-v2 in `$LAB/weights/minilm` (`embeddings.sh` unpacks it, and makes the
 files of fastembed and llama.cpp). Rows of int8 have their cosines beside them.
-Servers are asked for base64 in batches of 64, eight at a time; sentence-transformers and fastembed
-run in a process of their own, without HTTP. A peer that is not installed is left out. The engines
-take turns, run by run.
+Servers are asked for base64 in batches of 64, eight at a time; libraries, and Galley once more, run
+in a process of their own, without HTTP: latencies are compared with those of the same kind. A peer
+that is not installed is left out. The engines take turns, run by run.
 """
 
 from __future__ import annotations
@@ -101,8 +101,14 @@ for _ in range(int(sys.argv[3])):
 out["vectors"] = [[float(x) for x in v] for v in embed(texts["short"][:20])]
 print(json.dumps(out))
 """
-#: Library → its environment under LAB, and the lines that define `embed`.
+#: Library → its environment under LAB ("": this one), and the lines that define `embed`.
 LIBRARIES = {
+    "galley, in a process": (
+        "",
+        "from galley import LLM\n"
+        "model = LLM(folder, runner='pooling')\n"
+        "embed = lambda texts: [o.outputs.embedding for o in model.embed(texts, use_tqdm=False)]",
+    ),
     "sentence-transformers": (
         "st",
         "from sentence_transformers import SentenceTransformer\n"
@@ -200,7 +206,7 @@ def run_servers(
 def run_library(name: str, texts: dict[str, list[str]], runs: int) -> dict[str, object] | None:
     """A library's start and runs; None where it is not installed."""
     place, make = LIBRARIES[name]
-    python = lab() / place / "bin/python"
+    python = lab() / place / "bin/python" if place else Path(sys.executable)
     if not python.exists():
         return None
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:

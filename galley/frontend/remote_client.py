@@ -74,6 +74,8 @@ class RemoteClient:
         self._batch_invariant: bool | None = None
         self._lost: str | None = None
         self._settled = asyncio.Event()
+        #: requests that pool and have not been sent
+        self._unsent: list[RequestState] = []
 
     def start(self) -> None:
         """Listen to the launcher, which announces engines."""
@@ -152,6 +154,7 @@ class RemoteClient:
             truncation_side=truncation_side,
             adapter=adapter,
         )
+        self._place([state])
         return RequestStream(state, self._cancel)
 
     def pool(
@@ -165,7 +168,7 @@ class RemoteClient:
         truncation_side: TruncationSide = "left",
         adapter: Adapter | None = None,
     ) -> PendingVector:
-        """Accept a request: see `EngineClient`."""
+        """Accept a request: see `EngineClient`. Those accepted together are sent in one message."""
         state = self._accept(
             prompt,
             params,
@@ -175,7 +178,15 @@ class RemoteClient:
             truncation_side=truncation_side,
             adapter=adapter,
         )
+        if not self._unsent:
+            self._loop.call_soon(self._send_unsent)
+        self._unsent.append(state)
         return PendingVector(state, self._cancel)
+
+    def _send_unsent(self) -> None:
+        states, self._unsent = self._unsent, []
+        # An engine may have come up in between, and have got those without one.
+        self._place(state for state in states if state.engine_index is None and not state.ended)
 
     def _accept(
         self,
@@ -184,12 +195,10 @@ class RemoteClient:
         request_id: str,
         **options: Any,
     ) -> RequestState:
-        """Check a request and send it. Raises InvalidRequest, Unsupported, EngineDead."""
+        """Check a request. Raises InvalidRequest, Unsupported, EngineDead."""
         if self._lost is not None:
             raise EngineDead(self._lost)
-        state = self._outputs.add(self._inputs.process(prompt, params, request_id, **options))
-        self._place([state])
-        return state
+        return self._outputs.add(self._inputs.process(prompt, params, request_id, **options))
 
     def abort(self, request_id: str) -> None:
         """Abort the requests with this id; their readers get a last output with "abort"."""
