@@ -156,7 +156,7 @@ front-ends: ## many small streams over 1, 2 and 4 front ends (minutes)
 symptoms: ## reproduce the troubles of docs/troubleshooting.md and write its numbers again (minutes)
 	@$(BIN)/python -m benchmarks.symptoms
 
-bench-formats: ## the table of docs/quantization.md: each format's perplexity, size and speed; continued if interrupted (ten minutes)
+bench-formats: ## the table of docs/quantization.md: each format's perplexity, size and speed; continued if interrupted (eight minutes)
 	@mkdir -p build
 	@$(BIN)/python -m benchmarks.formats --out build/formats.md $(FORMATS_ARGS)
 

@@ -256,7 +256,8 @@ void bind_enums(nb::module_& m) {
       .value("i6", Format::i6)
       .value("i8", Format::i8)
       .value("i2", Format::i2)
-      .value("i3", Format::i3);
+      .value("i3", Format::i3)
+      .value("i1", Format::i1);
   nb::enum_<Scale>(m, "Scale", nb::is_arithmetic(), "Number format of a weight's scales and mins.")
       .value("f16", Scale::f16)
       .value("f32", Scale::f32)
@@ -271,7 +272,8 @@ void bind_enums(nb::module_& m) {
   nb::enum_<Offset>(m, "Offset", nb::is_arithmetic(), "Offset of a weight's codes.")
       .value("zero", Offset::zero, "one zero")
       .value("min", Offset::min, "besides, a min per scale")
-      .value("zeros", Offset::zeros, "a zero per scale");
+      .value("zeros", Offset::zeros, "a whole zero per scale")
+      .value("fractions", Offset::fractions, "a fractional zero per scale");
   nb::enum_<CodeTable>(m, "CodeTable", nb::is_arithmetic(), "Levels of a weight's codes.")
       .value("none", CodeTable::none, "affine")
       .value("levels", CodeTable::levels, "int8")

@@ -179,7 +179,7 @@ WeightLayout weight_layout(const WeightNumbers& numbers) {
   w.k = k;
   if (!w.quantised()) return w;
   if (scale < 0 || scale >= kScales) bad("no such number format of scales");
-  if (offset < 0 || offset > 2) bad("no such kind of offset");
+  if (offset < 0 || offset >= kOffsets) bad("no such kind of offset");
   if (table < 0 || table > 2) bad("no such kind of table");
   if (group < 0 || group > kMost || (group != 16 && group % kGroup != 0)) {
     bad("no kernel for groups of " + std::to_string(group));
@@ -219,7 +219,7 @@ WeightLayout weight_layout(const Args& a) {
   };
   return weight_layout(WeightNumbers{choice("format", kFormats), a.size("n"), a.size("k"),
                                      a.i("group", 0), a.i("zero", 0), choice("scale", kScales),
-                                     choice("offset", 3), choice("table", 3)});
+                                     choice("offset", kOffsets), choice("table", 3)});
 }
 
 }  // namespace galley

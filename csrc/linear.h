@@ -25,9 +25,10 @@
 //            those of value b of step 4 h + i
 //   2 bits   [2] lines of pairs of bits, as the upper ones of 6 bits
 //   3 bits   2 bits, then [1] line of third bits, as the fifth ones of 5 bits
+//   1 bit    [1] line of bits, as the fifth ones of 5 bits
 //
 // A header has `entries` scales of each column, entry e for values e * group .. of the span:
-//   f16, bf16, f32   [entries][32] scales | [entries][32] mins, if any
+//   f16, bf16, f32   [entries][32] scales | [entries][32] mins or fractional zeros, if any
 //   u6               [32] f16 | [32] f16 (of mins) | [12][32] bytes: eight 6-bit scales (A .. H) and
 //                    eight 6-bit mins (a .. h), which those f16 are multiplied with, as
 //                      0-3 EEAAAAAA ..   4-7 eeaaaaaa ..   8-11 eeeeEEEE ..
@@ -45,7 +46,8 @@
 // The span is 256 for u6, i8, u4 and s6, else the group, at least 32; all of k where group is 0, and
 // for e4m3.
 //
-// value = scale * level (+ min); level = code - zero, or table[code]:
+// value = scale * level (+ min); min = -scale * zero where zeros are fractional;
+// level = code - zero, or table[code]:
 //   levels   int8 + 128 of the 16 codes of 4 bits, padded to 64 bytes
 //   floats   [2^bits] f32
 // Missing columns have scale 0.
@@ -98,13 +100,15 @@ static inline GroupedRow grouped_row(void* row, Kind kind, int64_t k) {
   return {planes, q, scale, start, scaled_sum, reinterpret_cast<int32_t*>(scaled_sum + groups)};
 }
 
-enum class Format : int { f32 = 0, bf16 = 1, i4 = 2, i5 = 3, i6 = 4, i8 = 5, i2 = 6, i3 = 7 };
-constexpr int kFormats = 8;
+enum class Format : int { f32 = 0, bf16 = 1, i4 = 2, i5 = 3, i6 = 4, i8 = 5, i2 = 6, i3 = 7, i1 = 8 };
+constexpr int kFormats = 9;
 enum class Scale : int {
   f16 = 0, f32 = 1, bf16 = 2, u6 = 3, i8 = 4, u4 = 5, s6 = 6, e8m0 = 7, e4m3 = 8, halves = 9
 };
 constexpr int kScales = 10;
-enum class Offset : int { zero = 0, min = 1, zeros = 2 };  // one zero; a min or a zero per scale
+// One zero; a min per scale; a whole or a fractional zero per scale.
+enum class Offset : int { zero = 0, min = 1, zeros = 2, fractions = 3 };
+constexpr int kOffsets = 4;
 enum class CodeTable : int { none = 0, levels = 1, floats = 2 };
 
 // Sizes of a packed weight [n outputs, k inputs].
@@ -120,6 +124,7 @@ struct WeightLayout {
   bool quantised() const { return format != Format::f32 && format != Format::bf16; }
   int64_t bits() const {
     switch (format) {
+      case Format::i1: return 1;
       case Format::i2: return 2;
       case Format::i3: return 3;
       case Format::i5: return 5;
@@ -164,7 +169,7 @@ struct WeightLayout {
       case Scale::halves: return round_up(entries() * scale_line_bytes(), 64);
       default: break;
     }
-    return entries() * scale_line_bytes() * (offset == Offset::min ? 2 : 1);
+    return entries() * scale_line_bytes() * (has_mins() ? 2 : 1);
   }
   int64_t header_bytes() const {
     const int64_t bytes =
@@ -202,7 +207,8 @@ struct WeightLayout {
     return format == Format::i8 || (format == Format::i4 && group == 32 &&
                                     offset != Offset::zeros && zero == (has_mins() ? 0 : 8));
   }
-  bool has_mins() const { return offset == Offset::min; }
+  // Mins, or fractional zeros that give them.
+  bool has_mins() const { return offset == Offset::min || offset == Offset::fractions; }
   int64_t parts() const { return group == 16 ? 2 : 1; }  // of a block, with a scale each
   int64_t repacked_zeros_at() const { return parts() * kPanel * 4 * (has_mins() ? 2 : 1); }
   int64_t repacked_header_bytes() const {

@@ -52,9 +52,18 @@ template <int kBits> void expand_low_half(const uint8_t* codes, uint8_t* bytes, 
   }
   if (kBits && prefetch) advance(*prefetch);
 }
+// The same of 1 bit.
+inline void expand_bits(const uint8_t* codes, uint8_t* bytes, Prefetch* prefetch) {
+  Int bits = words(codes);
+  for (int j = 0; j < 8; j++, bits = shift_right<1>(bits)) {
+    store(reinterpret_cast<int32_t*>(bytes + j * kHalves * 64), bits & all(0x01010101));
+  }
+  if (prefetch) advance(*prefetch);
+}
 GALLEY_INLINE void expand(const WeightLayout& w, const uint8_t* codes, const uint8_t* levels, uint8_t* bytes,
                           Prefetch* prefetch) {
   switch (w.format) {
+    case Format::i1: return expand_bits(codes, bytes, prefetch);
     case Format::i2: return expand_low_half<0>(codes, bytes, prefetch);
     case Format::i3: return expand_low_half<1>(codes, bytes, prefetch);
     case Format::i8: return copy_half(codes, bytes, prefetch);

@@ -420,7 +420,7 @@ struct Expander {
   // Steps [first, last) of 16 columns.
   void half_part(const uint8_t* header, const uint8_t* codes, int64_t entry, int half,
                  int64_t first, int64_t last, float* values) const {
-    const bool mins = w.offset == Offset::min;
+    const bool mins = w.has_mins();
     const ScaleAndMin affine = mins ? reader.scales<true>(header, entry, half)
                                     : reader.scales<false>(header, entry, half);
     Int zeros = all(w.table == CodeTable::levels ? 128 : w.zero);
@@ -500,7 +500,8 @@ template <Offset kOffset, int kPlanes> Kernel grouped(const WeightLayout& w) {
 }
 template <int kPlanes> Kernel grouped(const WeightLayout& w) {
   switch (w.offset) {
-    case Offset::min: return grouped<Offset::min, kPlanes>(w);
+    case Offset::min:
+    case Offset::fractions: return grouped<Offset::min, kPlanes>(w);
     case Offset::zeros: return grouped<Offset::zeros, kPlanes>(w);
     default: return grouped<Offset::zero, kPlanes>(w);
   }

@@ -219,17 +219,18 @@ struct ScaleAndMin {
 // Reads headers of a weight (linear.h): an entry's numbers for columns 16 * half .. + 15.
 struct HeaderReader {
   Scale kind;
-  bool nibbles;  // of zeros
+  bool nibbles;    // of zeros
+  bool fractions;  // in place of mins
   int64_t line_bytes, mins_at, zeros_at, zero_line_bytes;
 
   explicit HeaderReader(const WeightLayout& w)
-      : kind(w.scale), nibbles(w.nibble_zeros()), line_bytes(w.scale_line_bytes()),
-        mins_at(w.entries() * w.scale_line_bytes()), zeros_at(w.zeros_at()),
+      : kind(w.scale), nibbles(w.nibble_zeros()), fractions(w.offset == Offset::fractions),
+        line_bytes(w.scale_line_bytes()), mins_at(w.entries() * w.scale_line_bytes()), zeros_at(w.zeros_at()),
         zero_line_bytes(w.zero_line_bytes()) {}
   // Of headers of repacked blocks.
   static HeaderReader repacked(const WeightLayout& w) {
     HeaderReader reader(w);
-    reader.kind = Scale::f32, reader.nibbles = false;
+    reader.kind = Scale::f32, reader.nibbles = reader.fractions = false;
     reader.line_bytes = kPanel * 4, reader.mins_at = w.parts() * kPanel * 4;
     reader.zeros_at = w.repacked_zeros_at(), reader.zero_line_bytes = kPanel;
     return reader;
@@ -249,7 +250,10 @@ struct HeaderReader {
       return {factor * float8_number(load_u8(bytes)), zero()};
     }
     const uint8_t* at = header + entry * line_bytes;
-    return {line(at, half), kMin ? line(at + mins_at, half) : zero()};
+    const Float scale = line(at, half);
+    if (!kMin) return {scale, zero()};
+    const Float min = line(at + mins_at, half);
+    return {scale, fractions ? zero() - scale * min : min};
   }
   GALLEY_INLINE Int zeros(const uint8_t* header, int64_t entry, int half) const {
     const uint8_t* at = header + zeros_at + entry * zero_line_bytes;

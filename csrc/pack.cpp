@@ -152,7 +152,8 @@ Affine affine_of(const HeaderColumn<const uint8_t>& h, int64_t entry) {
     return {float_at(h.super_scale()) * float_from_e4m3(*h.scale(entry)), 0.0f, w.zero};
   }
   Affine a{one_level(w, h.scale(entry)), 0.0f, w.zero};
-  if (w.offset == Offset::min) a.min = one_level(w, h.min(entry));
+  if (w.has_mins()) a.min = one_level(w, h.min(entry));
+  if (w.offset == Offset::fractions) a.min *= -a.scale;
   if (w.offset == Offset::zeros) {
     a.zero = *h.zeros(entry) >> h.zeros_shift() & (w.nibble_zeros() ? 15 : 255);
   }
@@ -176,6 +177,8 @@ struct BlockColumn {
       uint32_t step;
       if (w.format == Format::i8) {
         step = word(block, j);
+      } else if (w.format == Format::i1) {
+        step = word(block, 0) >> j & 0x01010101u;
       } else if (w.bits() < 4) {
         step = word(block, j / 4) >> j % 4 * 2 & 0x03030303u;
         if (w.format == Format::i3) step |= (word(block, 2) >> j & 0x01010101u) << 2;
@@ -217,9 +220,9 @@ template <Format F> void store_four(const uint8_t* codes, int64_t stride, uint8_
     for (int j = 0; j < 8; j++) set(j, step[j / 4][j % 4]);
     return;
   }
-  Four upper[2] = {};  // pairs of bits above a nibble; of i2 and i3 those of the codes
-  Four single = {};    // a bit above those
-  constexpr int kBelow = F == Format::i3 ? 2 : 4;
+  Four upper[2] = {};   // pairs of bits above a nibble; of i2 and i3 those of the codes
+  Four single = {};     // a bit above others; of i1 that of the codes
+  constexpr int kBelow = F == Format::i1 ? 0 : F == Format::i3 ? 2 : 4;
   constexpr int kPairs = F == Format::i6 ? 4 : 0;
   for (int i = 0; i < 2; i++) {
     for (int j = 0; j < 4; j++) {
@@ -227,7 +230,9 @@ template <Format F> void store_four(const uint8_t* codes, int64_t stride, uint8_
       single |= (step[i][j] >> kBelow & 0x01010101u) << (4 * i + j);
     }
   }
-  if constexpr (F == Format::i2 || F == Format::i3) {
+  if constexpr (F == Format::i1) {
+    set(0, single);
+  } else if constexpr (F == Format::i2 || F == Format::i3) {
     set(0, upper[0]), set(1, upper[1]);
     if (F == Format::i3) set(2, single);
   } else {
@@ -241,7 +246,7 @@ template <Format F> void store_four(const uint8_t* codes, int64_t stride, uint8_
 
 void check_arrays(const WeightLayout& w, const CodeSource& s) {
   if (!w.quantised()) throw std::invalid_argument("codes need an integer format");
-  const bool mins = w.offset == Offset::min, zeros = w.offset == Offset::zeros;
+  const bool mins = w.has_mins(), zeros = w.offset == Offset::zeros;
   const bool two_mins = mins && w.two_level();
   if (s.q == nullptr || s.scale == nullptr) throw std::invalid_argument("codes or scales missing");
   if (mins != (s.min != nullptr)) throw std::invalid_argument("mins do not match the format");
@@ -325,6 +330,7 @@ void store_codes(const WeightLayout& w, const uint8_t* codes, int64_t stride, ui
 using StoreCodes = void (*)(const WeightLayout&, const uint8_t*, int64_t, uint8_t*);
 StoreCodes store_codes_of(Format format) {
   switch (format) {
+    case Format::i1: return store_codes<Format::i1>;
     case Format::i2: return store_codes<Format::i2>;
     case Format::i3: return store_codes<Format::i3>;
     case Format::i5: return store_codes<Format::i5>;
@@ -459,7 +465,7 @@ void unpack_entry(const HeaderColumn<const uint8_t>& h, const CodeTarget& t, int
     return;
   }
   std::memcpy(scale, h.scale(entry), width);
-  if (w.offset == Offset::min) std::memcpy(min, h.min(entry), width);
+  if (w.has_mins()) std::memcpy(min, h.min(entry), width);
   if (w.offset == Offset::zeros) t.zeros[to] = static_cast<uint8_t>(affine_of(h, entry).zero);
 }
 
@@ -525,7 +531,7 @@ void unpack_row(const WeightLayout& w, const uint8_t* data, int64_t row, float* 
       const Affine a = affine_of(h, w.group == 0 ? 0 : value / w.group);
       for (int64_t i = first; i < std::min(first + part, count); i++) {
         out[block * kGroup + i] = a.scale * level_of(w, data, codes[i], a.zero);
-        if (w.offset == Offset::min) out[block * kGroup + i] += a.min;
+        if (w.has_mins()) out[block * kGroup + i] += a.min;
       }
     }
   }

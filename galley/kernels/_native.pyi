@@ -28,6 +28,7 @@ class Format(IntEnum):
     i8 = 5
     i2 = 6
     i3 = 7
+    i1 = 8
 
 class Scale(IntEnum):
     f16 = 0
@@ -45,6 +46,7 @@ class Offset(IntEnum):
     zero = 0
     min = 1
     zeros = 2
+    fractions = 3
 
 class CodeTable(IntEnum):
     none = 0

@@ -91,16 +91,18 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
 
         level = table[q], or q - zero without a table
         s     = scale, or super_scale * scale     (likewise m from min and super_min)
+        m     = -s * fraction where zeros are fractional
 
     Attributes:
         dense: [N, K] (or [N] for norms and biases) float32 or bfloat16; None if quantized.
         blocks: [N, K] as a file holds them; None if they have been decoded. `codes` decodes them.
         q: [N, K] uint8 codes below 2**bits.
-        bits: bits per code: 4, 5, 6 or 8.
+        bits: bits per code, 1 to 8.
         group: values along K that share a scale; 0 = all of them, one scale per output.
         zero: the code of level 0; one integer, or uint8 [N, K / group].
         scale, min: [N, K / group], floating point, or integers if there is a super scale; min None
             = 0.
+        fraction: [N, K / group] floating point zeros; None = they are whole.
         super_scale, super_min: [N, K / S] floating point factors of `scale` and `min`, shared by S
             values along K; None = 1.
         table: float32 [2**bits] levels by code; None = affine codes.
@@ -116,6 +118,7 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
     zero: int | NDArray[np.uint8] = 0
     scale: Array | None = None
     min: Array | None = None
+    fraction: NDArray[np.floating] | None = None
     super_scale: NDArray[np.floating] | None = None
     super_min: NDArray[np.floating] | None = None
     table: NDArray[np.float32] | None = None
@@ -133,7 +136,8 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
             return ("dense", self.dense.dtype.name)
         if self.blocks is not None:
             return ("blocks", self.blocks.type)
-        dtypes = [_dtype(a) for a in (self.scale, self.min, self.super_scale, self.super_min)]
+        upper = (self.super_scale, self.super_min)
+        dtypes = [_dtype(a) for a in (self.scale, self.min, self.fraction, *upper)]
         zero = self.zero if isinstance(self.zero, int) else "zero per group"
         table = None if self.table is None else self.table.tobytes()
         order = None if self.order is None else self.order.tobytes()
@@ -156,6 +160,8 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
 
     def mins(self) -> NDArray[np.float32] | None:
         """The minimum of every group, [N, K / group] float32; None = 0."""
+        if self.fraction is not None:
+            return -self.scales() * self.fraction.astype(np.float32)
         return None if self.min is None else _product(self.min, self.super_min)
 
     def to_float32(self) -> NDArray[np.float32]:
@@ -251,6 +257,8 @@ def from_arrays(
     """A weight of the arrays that native code writes (`WeightFormat.arrays`)."""
     fields: dict[str, Any] = dict(arrays)
     zeros, table, scale = fields.pop("zeros"), fields.pop("table"), fields["scale"]
+    if fmt.offset == "fractions":
+        fields["fraction"] = fields.pop("min")
     if fmt.scale == "e8m0":
         fields["scale"] = np.ldexp(np.float32(1), scale.astype(np.int32) - 128)
     return QuantizedWeight(
@@ -265,7 +273,7 @@ def from_arrays(
 
 
 #: Fields that have one row per output.
-_PER_ROW = ("dense", "q", "zero", "scale", "min", "super_scale", "super_min")
+_PER_ROW = ("dense", "q", "zero", "scale", "min", "fraction", "super_scale", "super_min")
 
 
 def _dtype(array: Array | None) -> str | None:

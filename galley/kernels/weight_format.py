@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from galley.kernels import _native
 
-FormatName = Literal["f32", "bf16", "i4", "i5", "i6", "i8", "i2", "i3"]
+FormatName = Literal["f32", "bf16", "i4", "i5", "i6", "i8", "i2", "i3", "i1"]
 ScaleName = Literal["f16", "f32", "bf16", "u6", "i8", "u4", "s6", "e8m0", "e4m3", "halves"]
-OffsetName = Literal["zero", "min", "zeros"]
+OffsetName = Literal["zero", "min", "zeros", "fractions"]
 TableName = Literal["none", "levels", "floats"]
 #: Precision of a linear layer's input, as the weight's format prescribes it: as_is = not rounded
 #: below 16 bits, token = int8 with one scale per token, group = integers with a scale per 32 values
@@ -51,7 +51,8 @@ class WeightFormat(msgspec.Struct, frozen=True):
         zero: the code of level 0, if `offset` is "zero" or "min" and there is no table.
         scale: number format of scales and mins; u6, i8, u4 and s6 are integers times an f16 per 256
             values, e8m0 powers of two, e4m3 times an f32 per output, halves an f32 of 16 outputs.
-        offset: one zero for all codes; besides it a min per scale; a zero per scale.
+        offset: one zero for all codes; besides it a min per scale; a zero per scale, whole or
+            fractional (in the number format of scales).
         table: levels of codes: int8 or float32; none = affine.
         activations: precision of the layer's input, as in `QuantizedWeight`.
         ordered: the inputs have an order of their own: int32 [K] behind the panels.
@@ -112,7 +113,7 @@ class WeightFormat(msgspec.Struct, frozen=True):
         layout, n, bits = self.layout(shape), shape[0], int(self.name[1:])
         per_scale, per_span = (n, layout.scales), (n, layout.spans)
         dtype, upper = SCALE_DTYPES[self.scale], SUPER_DTYPES.get(self.scale)
-        has_min = self.offset == "min"
+        has_min = self.offset in ("min", "fractions")
         return {
             "q": np.empty(shape, np.uint8),
             "scale": np.empty(per_scale, dtype),

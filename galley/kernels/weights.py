@@ -33,7 +33,7 @@ _ALIGNMENT = 64
 #: Makes memory of so many bytes, at a multiple of `_ALIGNMENT`.
 Allocate = Callable[[int], NDArray[np.uint8]]
 #: The narrowest name for codes of so many bits.
-_CODES: dict[int, FormatName] = {2: "i2", 3: "i3", 4: "i4", 5: "i5", 6: "i6", 8: "i8"}
+_CODES: dict[int, FormatName] = {1: "i1", 2: "i2", 3: "i3", 4: "i4", 5: "i5", 6: "i6", 8: "i8"}
 #: Values that share a super scale, in the formats u6, i8, u4 and s6.
 _SUPER_GROUP = 256
 #: Outputs that share a scale in the format "halves".
@@ -134,10 +134,10 @@ def pack(
 
     Codes are packed without loss and take no more bits than in a checkpoint (plus padding):
 
-        codes of up to 2, 3, 4, 5, 6, 8 bits        i2, i3, i4, i5, i6, i8
+        codes of up to 1, 2, 3, 4, 5, 6, 8 bits     i1, i2, i3, i4, i5, i6, i8
         groups of 16, of multiples of 32, all of K  as they are; others have no kernel and become
                                                     dense
-        scales, mins                                f16 or bf16 where these hold them, else f32;
+        scales, mins, fractional zeros              f16 or bf16 where these hold them, else f32;
                                                     6-bit, 4-bit or int8 with super scales per 256;
                                                     exponents where all are powers of two; E4M3
                                                     with an f32 per output
@@ -173,6 +173,8 @@ def _format_of(codes: QuantizedWeight, group: int, scale: ScaleName) -> WeightFo
     if codes.table is not None and codes.bits < 4:
         name = "i4"
     offset: OffsetName = "zero" if codes.min is None else "min"
+    if codes.fraction is not None:
+        offset = "fractions"
     zero, table = codes.zero, codes.table
     if not isinstance(zero, int):
         zero, offset = 0, "zeros"
@@ -228,19 +230,21 @@ def _with_native_scales(weight: QuantizedWeight) -> tuple[QuantizedWeight, Scale
             factors = factors.astype(np.float32)
         return replace(weight, super_scale=factors), upper
     arrays: list[NDArray[Any]] = []
+    has_fractions = weight.fraction is not None
     for values, factors, product in (
         (weight.scale, weight.super_scale, weight.scales),
-        (weight.min, weight.super_min, weight.mins),
+        (weight.fraction if has_fractions else weight.min, weight.super_min, weight.mins),
     ):
         whole = values if factors is None else product()
         if whole is not None:
             arrays.append(whole)
     name, arrays = _one_level(weight, arrays)
-    scale, *low = arrays
+    scale, low = arrays if len(arrays) == 2 else (arrays[0], None)
     return replace(
         weight,
         scale=scale,
-        min=low[0] if low else None,
+        min=None if has_fractions else low,
+        fraction=low if has_fractions else None,
         super_scale=None,
         super_min=None,
     ), name
@@ -356,7 +360,7 @@ def _pack_codes(source: QuantizedWeight, to: WeightFormat, allocate: Allocate) -
     arrays = {
         "q": np.ascontiguousarray(source.q, np.uint8),
         "scale": _contiguous(scale, dtype),
-        "min": _contiguous(source.min, dtype),
+        "min": _contiguous(source.min if source.fraction is None else source.fraction, dtype),
         "zeros": None
         if isinstance(source.zero, int)
         else _contiguous(source.zero, np.dtype(np.uint8)),

@@ -12,7 +12,7 @@ rows, has, with P codes per number,
 and its settings, one number a tensor: `nbits`, `group_size`, `axis` and others. Without them those
 of `quant_config` hold.
 
-value[n, k] = scale * code - scale * zero, of which the last product is exact with 16-bit scales.
+value[n, k] = scale * code - scale * zero, products that are exact with 16-bit scales.
 Inputs are not rounded. Layers without `W_q` are dense.
 """
 
@@ -82,7 +82,7 @@ class HQQ:
         # Of a layer whose first rows are asked for, codes are packed with those of later rows.
         stored = tensors.shape(f"{name}.scale")[0]
         codes = _codes(name, bits, stored, group, tensors)[:rows]
-        bits = max(2, int(bits))
+        bits = 2 if bits == 1.58 else int(bits)
         weight = QuantizedWeight(
             q=codes.reshape(n, k),
             bits=bits,
@@ -93,7 +93,7 @@ class HQQ:
         whole = zero.clip(0, 2**bits - 1).astype(np.uint8)
         if np.array_equal(whole, zero):
             return replace(weight, zero=whole)
-        return replace(weight, min=zero, super_min=-scale)
+        return replace(weight, fraction=zero)
 
     def _settings(self, name: str, tensors: Tensors) -> Mapping[str, Any]:
         """The layer's numbers. Raises ModelError for one that is not supported."""

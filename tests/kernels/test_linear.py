@@ -42,7 +42,7 @@ class Recipe:
 
     bits: int
     group: int
-    zero: int | str = 0  # "each": a random one per group
+    zero: int | str = 0  # "each": a random one per group; "fractions": one that is not whole
     scale: Any = np.float16
     min: bool = False
     super_scales: bool = False
@@ -64,6 +64,8 @@ FORMATS: dict[str, Recipe | None] = {
     "Q3_K": Recipe(3, 16, 4, scale=np.int8, super_scales=True, scale_range=(-32, 32)),
     "GPTQ 3 bits": Recipe(3, 64, "each", activations="as_is"),
     "groups of 16 with mins": Recipe(6, 16, min=True),
+    "HQQ 4 bits": Recipe(4, 64, "fractions", activations="as_is"),
+    "HQQ 1 bit": Recipe(1, 32, "fractions", ml_dtypes.bfloat16, activations="as_is"),
     "W8A8": Recipe(8, 0, 128, scale=np.float32, activations="token"),
     "W8A16 per output": Recipe(8, 0, 128, ml_dtypes.bfloat16, activations="as_is"),
     "Q4_0": Recipe(4, 32, 8),
@@ -108,7 +110,9 @@ def weight_of(recipe: Recipe, n: int, k: int, rng: np.random.Generator) -> Quant
         return (rng.standard_normal((n, k // 256)) * 0.01).astype(np.float16)
 
     two_mins = recipe.super_scales and recipe.min
-    zero = recipe.zero
+    zero, fraction = recipe.zero, None
+    if zero == "fractions":
+        zero, fraction = 0, rng.uniform(0, 2**recipe.bits, (n, groups)).astype(recipe.scale)
     if zero == "each":
         zero = rng.integers(0, 2**recipe.bits, (n, groups), np.uint8)
     q = rng.integers(0, 2**recipe.bits, (n, k), np.uint8)
@@ -121,6 +125,7 @@ def weight_of(recipe: Recipe, n: int, k: int, rng: np.random.Generator) -> Quant
         zero=zero,
         scale=numbers(0.02),
         min=numbers(0.1) if recipe.min else None,
+        fraction=fraction,
         super_scale=factors() if recipe.super_scales else None,
         super_min=factors() if two_mins else None,
         table=recipe.table,

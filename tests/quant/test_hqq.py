@@ -77,7 +77,7 @@ def test_values_equal_the_definition(bits: int, group: int, dtype: Any) -> None:
     assert np.array_equal(packed.unpack(), want)
     assert np.array_equal(packed.cut(columns=slice(0, group)).unpack(), want[:, :group])
     stored = sum(tensor.data.nbytes for tensor in layer[:3])
-    assert packed.data.nbytes <= (2 if bits == 1 else 1.25) * stored
+    assert packed.data.nbytes <= stored
 
 
 def test_numbers_viewed_as_floats_and_zeros_that_are_codes() -> None:
