@@ -20,12 +20,16 @@ def read_whole(path: Path, most_bytes: int) -> bytes:
         ModelError: it is larger, or cannot be read.
     """
     try:
-        size = path.stat().st_size
-        if size > most_bytes + _SPARE_BYTES:
-            raise ModelError(
-                f"{path}: has {size} bytes; an adapter of this model has at most "
-                f"{most_bytes} with this --max-lora-rank"
-            )
+        check_size(path, path.stat().st_size, most_bytes)
         return path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def check_size(path: Path, size: int, most_bytes: int) -> None:
+    """Raises ModelError for an adapter of more bytes than one of the model has."""
+    if size > most_bytes + _SPARE_BYTES:
+        raise ModelError(
+            f"{path}: has {size} bytes; an adapter of this model has at most "
+            f"{most_bytes} with this --max-lora-rank"
+        )

@@ -24,7 +24,7 @@ from galley.loader.gguf import GGUFFile, TensorInfo
 from galley.loader.gguf_architecture import Architecture
 from galley.loader.gguf_names import ARCHITECTURES, fused_names, hf_name, hf_names, row_order
 from galley.loader.tensor import RawTensor
-from galley.lora.files import read_whole
+from galley.lora.files import check_size, read_whole
 from galley.lora.tensors import AdapterTensors
 from galley.quant import to_float32
 
@@ -57,6 +57,8 @@ def read_gguf(path: Path, model_info: ModelInfo, most_bytes: int) -> dict[str, A
     file = GGUFFile(path, read_whole(path, most_bytes))
     architecture = _architecture_of(file, model_info)
     alpha = _alpha_of(file)
+    # As float32: a format of few bits has many numbers.
+    check_size(path, sum(4 * math.prod(t.shape) for t in file.tensors.values()), most_bytes)
     tensors: dict[str, AdapterTensors] = {}
     for module, (a, b) in _pairs(file).items():
         order = row_order(module, b.shape, architecture, model_info, f"{path}: lora_b")

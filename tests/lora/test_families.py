@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -15,6 +16,7 @@ from galley import LLM, LoRARequest
 from galley.config import LoadConfig, ModelConfig
 from galley.loader import RawTensor, open_checkpoint, resolve_source
 from galley.quant import to_float32
+from tests.loader.gguf_files import tiny_tensors, write_gguf
 from tests.lora import merging
 from tests.lora.merging import Base
 from tests.lora.test_merged import answers, open_model
@@ -22,7 +24,6 @@ from tests.models.checkpoints import CASES
 from tests.models.encoders import ENCODERS
 from tests.models.families import FAMILIES
 from tests.quant import test_compressed_tensors, test_fp8, test_gptq
-from tests.small_model import small_model
 
 
 def compare(base: Base, tmp_path: Path, tolerance: float, **flags: Any) -> None:
@@ -134,8 +135,13 @@ def test_packed_bases(name: str, tmp_path: Path) -> None:
 
 
 def test_a_gguf_base(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(resolve_source(ModelConfig(str(small_model())), LoadConfig()))
+    numbers = {n: v * 0.1 if v.ndim == 2 else v for n, v in tiny_tensors().items()}
+    numbers["token_embd.weight"] = np.random.default_rng(2).normal(0, 1, (128, 64))
+    given = {name: values.astype(np.float32) for name, values in numbers.items()}
+    kind = gguf.GGMLQuantizationType.Q4_1
+    path = write_gguf(tmp_path / "base.gguf", tensors=given, kind=kind)
+    checkpoint = open_checkpoint(resolve_source(ModelConfig(str(path)), LoadConfig()))
     tensors = {name: to_float32(checkpoint.tensor(name)) for name in checkpoint.names()}
     config = {**checkpoint.model_info.hf_config, "architectures": ["LlamaForCausalLM"]}
-    base = Base(small_model(), tensors, json.loads(json.dumps(config, default=str)))
-    compare(base, tmp_path, 0.05, max_model_len=128)
+    base = Base(path, tensors, json.loads(json.dumps(config, default=str)))
+    compare(base, tmp_path, 0.05)

@@ -72,7 +72,8 @@ def save_gguf(path: Path, tensors: Mapping[str, np.ndarray], **keys: Any) -> Pat
     if "invocation" in given:
         writer.add_array("adapter.alora.invocation_tokens", given["invocation"])
     for name, values in tensors.items():
-        writer.add_tensor(name, values)
+        kind = gguf.GGMLQuantizationType.TQ1_0 if values.dtype == np.uint8 else None
+        writer.add_tensor(name, values, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -210,6 +211,12 @@ def test_damaged_files_are_refused(
         file.write_bytes(damaged)
         with pytest.raises(InvalidRequest):
             answers(llm, lora_request=LoRARequest("a", 3, str(file)))
+    codes = np.zeros((2560, 1024), np.float32)
+    packed = gguf.quants.quantize(codes, gguf.GGMLQuantizationType.TQ1_0)
+    # 5 MB, and 100 MB as float32.
+    save_gguf(file, {f"blk.{i}.ffn_up.weight.lora_a": packed for i in range(10)})
+    with pytest.raises(InvalidRequest, match="at most"):
+        answers(llm, lora_request=LoRARequest("a", 3, str(file)))
     file.write_bytes(whole + b"\0" * (40 << 20))
     with pytest.raises(InvalidRequest, match="at most"):
         answers(llm, lora_request=LoRARequest("a", 3, str(file)))
