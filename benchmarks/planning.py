@@ -4,7 +4,7 @@
     python -m benchmarks.planning --steps
 
 The built-in model (Q4_1), its shape with random weights in bf16 and int8, and the shapes of Llama
-3.2 1B and 3B in bf16. The machine is measured just before each model is served. Rows are kept in
+3.2 1B and 3B in bf16. The machine is measured just before each row is served. Rows are kept in
 build/planning.json, and those that are there are not measured again (--again: all are); with all of
 them the table in docs/planning.md is written.
 
@@ -94,10 +94,10 @@ def compare_steps(name: str, model: PlannedModel, machine: Machine, engine: dict
 
 
 def workload(name: str, streams: int) -> Workload:
-    """Two requests a client, or one short one where a prompt takes long."""
+    """One and a half requests a client, or a short one where a prompt takes long."""
     if name in ("1B", "3B"):
         return Workload(64, 24, streams, requests=max(streams, 2))
-    return Workload(128, 64, streams, requests=max(2 * streams, 4))
+    return Workload(128, 64, streams, requests=max(3 * streams // 2, 4))
 
 
 def cells(row: dict[str, Any]) -> str:
@@ -153,12 +153,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="galley-plan-") as folder:
             engine = engine_flags(name, Path(folder))
             model = planned_model(engine)
-            if given.steps or left:
-                machine = this_machine(model.formats, model.numbers, model.sizes, fresh=True)
+            measured = model.formats, model.numbers, model.sizes
             if given.steps:
-                compare_steps(name, model, machine, engine)
+                compare_steps(name, model, this_machine(*measured, fresh=True), engine)
                 continue
             for load in left:
+                machine = this_machine(*measured, fresh=True)
                 rows.append({**measure(model, machine, load, engine), "name": name})
                 print(cells(rows[-1]), flush=True)
                 KEPT.parent.mkdir(exist_ok=True)
