@@ -11,6 +11,7 @@ import difflib
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -211,9 +212,11 @@ class CommandParser:
             hits += [f for f in flags if f not in hits and topic.lower() in f.help.lower()]
         if hits:
             return "\n".join(_describe(f, width) for f in hits)
-        verdict, sentence = disposition(wanted)
-        if verdict != "unknown":
-            return f"--{wanted.replace('_', '-')}: a flag of vLLM's; {sentence}"
+        # vLLM's groups are named like the flag that sets them: AttentionConfig.
+        for name in (wanted, re.sub(r"(?<=[a-z])(?=[A-Z])", "_", topic).lower()):
+            verdict, sentence = disposition(name)
+            if verdict != "unknown":
+                return f"--{name.replace('_', '-')}: a flag of vLLM's; {sentence}"
         near = difflib.get_close_matches(wanted, self.flags, 1, 0.7)
         hint = f"Did you mean --help={near[0].replace('_', '-')}?" if near else "See --help."
         raise ConfigError(f"no flag or group matches {topic!r}. {hint}")

@@ -152,6 +152,7 @@ def test_vllm_hints_print_a_notice(parser):
         ("all", "--prefix-caching-hash-algo"),
         ("preempt", "--num-gpu-blocks-override"),
         ("enable-dbo", "a flag of vLLM's"),
+        ("AttentionConfig", "only attention backend"),
     ],
 )
 def test_help_has_topics(parser, capsys, topic, wanted):

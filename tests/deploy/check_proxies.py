@@ -94,7 +94,7 @@ def test_tokens_come_as_they_are_made(proxy: str) -> None:
     assert answer.finish == "length"
     took = answer.times[-1] - answer.sent
     moments = {round(time / 0.02) for time in answer.times}
-    assert len(moments) > took / 0.02 / 4, "tokens came in lumps"
+    assert len(moments) > min(took / 0.02, len(answer.times)) / 4, "tokens came in lumps"
     assert answer.ttft < took / 3
     assert max(answer.gaps) < took / 3
 
