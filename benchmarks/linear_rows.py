@@ -1,8 +1,9 @@
 """`linear` by weight format and number of rows: µs and GB/s of weights.
 
-    python -m benchmarks.linear_rows [--rows 1,2,4,8,64] [--size 2048] [FORMAT ...]
+    python -m benchmarks.linear_rows [--rows 1,2,4,8,64] [--size 2048] [--megabytes 600]
+        [FORMAT ...]
 
-One thread and CPU time; weights are read in turn from several copies that no cache holds together.
+One thread and CPU time; weights are read in turn from copies that no cache holds together.
 Formats are measured in turn within each round, so that a busy machine slows all of them; the least
 and the median of the rounds are printed.
 """
@@ -42,37 +43,49 @@ FORMATS: dict[str, Recipe | None] = {
     "FP8 per output": Recipe(8, 0, scale=np.float32, table=E4M3, activations="as_is"),
     "FP8 blocks of 128": Recipe(8, 128, scale=np.float32, table=E4M3, activations="as_is"),
 }
-COPIES = 4
+COPIES = 4  # that one run multiplies with
 
 
 @dataclass
 class Case:
-    """`native` multiplies `rows` rows with each of COPIES weights of `size` bytes."""
+    """Each of `natives` multiplies `rows` rows with COPIES weights of `size` bytes."""
 
     name: str
     rows: int
     size: int
-    native: Native
+    natives: list[Native]
     seconds: list[float] = field(default_factory=list)
 
-    def run(self) -> None:
-        self.native.num_computed[:] = 0
+    def run(self, turn: int) -> None:
+        native = self.natives[turn % len(self.natives)]
+        native.num_computed[:] = 0
         start = time.thread_time()
-        self.native.run([self.rows])
+        native.run([self.rows])
         self.seconds.append((time.thread_time() - start) / COPIES)
 
 
-def case(name: str, weight: PackedWeight, rows: int) -> Case:
+def case(name: str, weight: PackedWeight, copies: list[Any], rows: int) -> Case:
     n, k = weight.shape
     kind = Kind(activation_kind(weight.format, "auto"))
     values = np.random.default_rng(rows).standard_normal((rows, k)).astype(np.float32)
     arrays = {"x": activation_rows.quantized(values, kind), "out": aligned((rows, n), np.float32)}
-    native = Native(max_len=rows)
-    for _ in range(COPIES):
+    natives = []
+    for first in range(0, len(copies), COPIES):
+        native = Native(max_len=rows)
+        for data in copies[first : first + COPIES]:
+            native.add("linear", {**arrays, "weight": data}, x_kind=kind, **weight.arguments())
+        natives.append(native)
+    return Case(name, rows, weight.data.nbytes, natives)
+
+
+def copies_of(weight: PackedWeight, megabytes: int) -> list[Any]:
+    """Copies of its data, so many bytes in all."""
+    copies = []
+    for _ in range(COPIES * max(1, -(-megabytes * 10**6 // (COPIES * weight.data.nbytes)))):
         data = aligned(weight.data.shape, weight.data.dtype)
         data[:] = weight.data
-        native.add("linear", {**arrays, "weight": data}, x_kind=kind, **weight.arguments())
-    return Case(name, rows, weight.data.nbytes, native)
+        copies.append(data)
+    return copies
 
 
 def main() -> None:
@@ -81,6 +94,7 @@ def main() -> None:
     parser.add_argument("--rows", default="1,2,4,8,64")
     parser.add_argument("--size", type=int, default=2048, help="inputs and outputs")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--megabytes", type=int, default=600, help="copies of a format's weights")
     given = parser.parse_args()
     rng = np.random.default_rng(0)
     cases = []
@@ -90,10 +104,13 @@ def main() -> None:
             dense_weight(size, size, rng) if recipe is None else weight_of(recipe, size, size, rng)
         )
         weight = pack(made, "bf16")
-        cases += [case(name, weight, int(rows)) for rows in given.rows.split(",")]
+        copies = copies_of(weight, given.megabytes)
+        cases += [case(name, weight, copies, int(rows)) for rows in given.rows.split(",")]
+    turn = 0
     for _ in range(given.rounds):
         for each in cases:
-            each.run()
+            each.run(turn)
+            turn += 1
     print(
         "| format | rows | µs, least | median | GB/s, highest | median |\n|---|---|---|---|---|---|"
     )

@@ -65,7 +65,6 @@ struct Block {
   bool keeps;                 // writes a repacked panel to scratch
   const uint8_t* x;           // the first row
   Prefetch prefetch;
-  int64_t distance;           // from weights in use to those to prefetch, where `prefetch` sees both
   float* y;                   // sums; what is computed so far where `word` > 0
   int64_t word, end;          // words of K, [word, end) of them: all but where K is cut
 };
@@ -180,7 +179,7 @@ template <bool kScratch> struct Bytes {
     for (int j = first; j < last; j++) {
       Int column[kWide];
       GALLEY_WIDE column[c] = words(codes + (j * kHalves + c) * 64);
-      if (!kScratch) advance(prefetch);
+      advance(prefetch);
       use(j, column);
     }
   }
@@ -242,7 +241,7 @@ struct Grouped {
       const uint8_t* levels = w.table == CodeTable::levels ? b.job->data : nullptr;
       const int64_t kept_header = w.repacked_header_bytes();
       for (int half = 0; half < kHalves; half += kWide) {
-        Prefetch prefetch = b.prefetch;
+        Prefetch prefetch = b.prefetch, none{};
         const uint8_t* header = b.panel;
         const uint8_t* codes =
             (Codes::kFromScratch && !kSpans ? b.scratch : b.panel + header_bytes) + half * 64;
@@ -254,7 +253,7 @@ struct Grouped {
         GALLEY_ROWS GALLEY_WIDE y[r][c] = zero();
         int64_t left = layout.span, entry = 0;  // of the header's blocks and scales
         for (const uint8_t* end = side + 4 * blocks; scales[0] < end; scales.advance(4)) {
-          if (!kSpans || left == layout.span) start_header(header, b, header_bytes, prefetch);
+          if (!kSpans || left == layout.span) start_header(header, header_bytes, prefetch);
           if (kExpands) {
             GALLEY_WIDE {
               expand(w, codes + c * 64, levels, scratch + c * 64, c == 0 ? &prefetch : nullptr);
@@ -264,7 +263,7 @@ struct Grouped {
           for (int sub = 0; sub < kSubs; sub++) {
             Int acc[R][kWide];
             start_sums(layout, header, entry + sub, half, starts, blocks, sub, acc);
-            dot_part(kExpands ? scratch : codes, scratch, sub, q, prefetch, acc);
+            dot_part(kExpands ? scratch : codes, scratch, sub, q, kExpands ? none : prefetch, acc);
             ScaleAndMin weight[kWide];
             GALLEY_WIDE weight[c] = reader.template scales<kMin>(header, entry + sub, half + c);
             if (kExpands && b.keeps) {
@@ -304,11 +303,11 @@ struct Grouped {
     }
 
    private:
-    static GALLEY_INLINE void start_header(const uint8_t* header, const Block& b,
-                                           int64_t header_bytes, Prefetch& prefetch) {
+    static GALLEY_INLINE void start_header(const uint8_t* header, int64_t header_bytes,
+                                           Prefetch& prefetch) {
       if (prefetch.second) {
-        prefetch_lines(header + b.distance, header_bytes);
-        prefetch.at = header + b.distance + header_bytes;
+        prefetch_lines(header + kAhead, header_bytes);
+        prefetch.at = header + kAhead + header_bytes;
       } else {  // beside the header, half of one for each of the two row blocks that prefetch
         for (int64_t at = 0; at < header_bytes; at += 128) advance(prefetch);
       }
@@ -454,14 +453,12 @@ template <template <int> class Rows, int R> void run_block(int rows, const Block
 struct Kernel {
   RunBlock lone, first, other;
   int max_rows;
-  bool first_sees_all;  // `first` prefetches the whole next panel, not half of it
-  int64_t words;        // of K, where it can be cut; else 0
-  bool repacks;         // `other` reads the panel that `first` has repacked to scratch
+  int64_t words;  // of K, where it can be cut; else 0
+  bool repacks;   // `other` reads the panel that `first` has repacked to scratch
 };
 
 template <template <int> class Rows, int kMax> constexpr Kernel same(int64_t words = 0) {
-  return {run_block<Rows, kMax>, run_block<Rows, kMax>, run_block<Rows, kMax>, kMax, false, words,
-          false};
+  return {run_block<Rows, kMax>, run_block<Rows, kMax>, run_block<Rows, kMax>, kMax, words, false};
 }
 
 // One of several row blocks on 8-bit codes in plain blocks, as they are or repacked.
@@ -475,7 +472,6 @@ template <int kSubs, Offset kOffset, int kPlanes> Kernel plain_or_repacked(const
   if (!kernel.repacks) return kernel;
   kernel.lone = kernel.first =
       run_block<Grouped<Bytes<true>, true, kSubs, kOffset, kPlanes, true>::template Rows, kMax>;
-  kernel.first_sees_all = true;
   if constexpr (kSubs == 1) {
     if (w.format == Format::i4 && w.table == CodeTable::none) {
       kernel.lone =
@@ -492,7 +488,7 @@ template <Offset kOffset, int kPlanes> Kernel grouped(const WeightLayout& w) {
       using First = Grouped<Nibbles<true>, false, 1, kOffset, kPlanes, false>;
       using Other = Grouped<Bytes<true>, false, 1, kOffset, kPlanes, false>;
       return {run_block<Lone::template Rows, kMax>, run_block<First::template Rows, kMax>,
-              run_block<Other::template Rows, kMax>, kMax, true, 0, false};
+              run_block<Other::template Rows, kMax>, kMax, 0, false};
     }
   }
   return w.parts() == 2 ? plain_or_repacked<2, kOffset, kPlanes>(w)
@@ -541,23 +537,26 @@ struct RowBlocks {
 void whole_panels(const LinearJob& job, const Kernel& kernel, int64_t panel, int64_t count,
                   const RowBlocks& blocks, uint8_t* scratch) {
   const int64_t bytes = job.weight.panel_bytes();
-  const bool lone = blocks.count == 1, whole = lone || kernel.first_sees_all;
+  const bool lone = blocks.count == 1;
   const bool repacks = kernel.repacks && !lone;
+  // From prefetch to prefetch of the second row block, which may read codes as bytes: more lines than there are
+  // to prefetch.
+  int64_t step = in_groups(job.x_kind) ? bytes / (16 * job.weight.blocks()) + 1 : 64;
+  if (step > 64) step = 64;
   const BlockLayout packed(job.weight), repacked = BlockLayout::repacked(job.weight);
   alignas(64) float y[kWordRows * kPanel];
   alignas(64) float pair[kChunkRows * kPanel];
   for (int64_t p = panel; p < panel + count; p++) {
     const uint8_t* at = job.weight.panel(job.data, p);
-    Block b{&job, &packed, at, scratch, repacks, nullptr, {}, 0, y, 0, kernel.words};
+    Block b{&job, &packed, at, scratch, repacks, nullptr, {}, y, 0, kernel.words};
     blocks.each([&](int64_t i, int64_t row, int rows) {
       if (repacks && i == 1) b.layout = &repacked, b.panel = scratch;
       b.x = job.x + row * job.x_bytes;
-      b.distance = lone ? kAhead : bytes;
       b.prefetch = Prefetch{};
-      if (whole && i == 0) {
-        b.prefetch = {b.panel + b.distance, 128, 64};
-      } else if (!whole && i < 2) {
-        b.prefetch = {b.panel + bytes + i * (bytes / 2), 64, 0};
+      if (lone) {
+        b.prefetch = {at + kAhead, 128, 64};
+      } else if (i < 2) {
+        b.prefetch = {at + bytes + i * (bytes / 2), i == 0 ? 64 : step, 0};
       }
       (lone ? kernel.lone : i == 0 ? kernel.first : kernel.other)(rows, b);
       finish(job, p, row, rows, y, pair + (row - blocks.begin) * kPanel);
@@ -574,7 +573,7 @@ void panels_in_pieces(const LinearJob& job, const Kernel& kernel, int64_t panel,
     const int64_t end = word + kPiece < kernel.words ? word + kPiece : kernel.words;
     for (int64_t p = 0; p < count; p++) {
       const uint8_t* at = job.weight.panel(job.data, panel + p);
-      Block b{&job, nullptr, at, nullptr, false, nullptr, {}, 0, nullptr, word, end};
+      Block b{&job, nullptr, at, nullptr, false, nullptr, {}, nullptr, word, end};
       const uint8_t* next = p + 1 < count        ? at + bytes + word * kWordBytes
                             : end < kernel.words ? at - p * bytes + end * kWordBytes
                                                  : at + bytes;
@@ -606,7 +605,7 @@ void expanded_panels(const LinearJob& job, int64_t panel, int64_t count, const R
       const int64_t word = block * kGroup, end = last * kGroup < k ? last * kGroup : k;
       // The kernel adds the piece's place in K to the panel.
       const uint8_t* at = scratch - word * kWordBytes;
-      Block b{&job, nullptr, at, nullptr, false, nullptr, {}, 0, nullptr, word, end};
+      Block b{&job, nullptr, at, nullptr, false, nullptr, {}, nullptr, word, end};
       blocks.each([&](int64_t, int64_t row, int rows) {
         b.x = job.x + row * job.x_bytes;
         b.y = sums + (row - blocks.begin) * kPanel;

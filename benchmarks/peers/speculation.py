@@ -1,13 +1,13 @@
 """Drafts of Galley beside those of vLLM and llama.cpp: one stream, the prompts of
 `benchmarks.speculation`.
 
-    LAB=… python -m benchmarks.peers.speculation [--rounds 3] [--tokens 256] [--engines vllm ...]
-        [--work copy ...]
+    LAB=… python -m benchmarks.peers.speculation [--rounds 2] [--tokens 64] [--engines vllm ...]
+        [--work copy agent ...]
 
-Each engine is started without drafts and with each kind that it has (vLLM's suffix needs
-the package arctic-inference), and all of them take turns with the same requests. A ratio is the
-median over the rounds of plain seconds by seconds with drafts. Before the rounds each server has
-answered the same requests once.
+Each engine is started without drafts and with each kind that it has (vLLM's suffix where the
+package arctic-inference is installed), and all of them take turns with the same requests. A ratio
+is the median over the rounds of plain seconds by seconds with drafts. Before the rounds each server
+has answered the same requests once.
 """
 
 from __future__ import annotations
@@ -78,10 +78,10 @@ def rows(servers: dict[str, Server], work: str, tokens: int, rounds: int) -> lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--engines", nargs="+", default=[""], help="how names begin: all")
-    parser.add_argument("--work", nargs="+", default=list(WORK), choices=WORK)
+    parser.add_argument("--work", nargs="+", default=["copy", "agent"], choices=WORK)
     parser.add_argument("--port", type=int, default=8361, help="first of the servers' ports")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -93,6 +93,10 @@ def main() -> None:
         if any(way.startswith(tuple(args.engines)) for way in ways)
         for name in (plain, *(way for way in ways if way.startswith(tuple(args.engines))))
     ]
+    packages = lab().glob("vllmcpu/lib/python*/site-packages/arctic_inference")
+    if "vllm-bf16-suffix" in names and not any(packages):
+        print("vllm-bf16-suffix is left out: arctic-inference is not installed")
+        names.remove("vllm-bf16-suffix")
     with running(names, args.port, out) as servers:
         print(HEAD, flush=True)
         for work in args.work:

@@ -36,6 +36,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Phi3ForCausalLM": {},
     "Qwen2ForCausalLM": {"use_sliding_window": True, "sliding_window": 37, "max_window_layers": 1},
     "Qwen3ForCausalLM": {},
+    "MiMoForCausalLM": {},
     "FalconH1ForCausalLM": {
         "mamba_d_ssm": 256,
         "mamba_n_heads": 4,
@@ -45,8 +46,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "mamba_rms_norm": True,
     },
 }
-#: Methods with a checkpoint of their own.
-DRAFTERS = ("draft_model", "medusa", "eagle")
+#: Methods with a checkpoint, and those that give no more drafts than it has heads.
+DRAFTERS = ("draft_model", "medusa", "mlp_speculator", "eagle", "eagle3", "mtp")
+HEADS = {"medusa": 2, "mlp_speculator": 2}
 MACHINE = Machine(num_cores=2, available_memory=2 * 2**30)
 
 
@@ -158,9 +160,12 @@ def draw(seed: int) -> Case:
     rng = random.Random(seed)
     flags = draw_flags(rng)
     formats = sorted(name for name in FORMATS if not name.startswith("int"))
+    family = rng.choice(list(FAMILIES))
+    if flags.get("speculative_config", {}).get("method") == "mtp":
+        family = "MiMoForCausalLM"
     return Case(
         seed,
-        rng.choice(list(FAMILIES)),
+        family,
         rng.choice(formats),
         flags,
         draw_asks(rng, flags["scheduling_policy"]),
@@ -189,11 +194,13 @@ def draw_flags(rng: random.Random) -> dict[str, Any]:
         "dtype": rng.choice(("auto", "float32")),
         "quantized_activations": rng.choice(get_args(QuantizedActivations)),
     }
-    if rng.random() < 0.5:
+    if rng.random() < 0.8:
         flags["speculative_config"] = {
             "method": (method := rng.choice(("ngram", "suffix", *DRAFTERS))),
             "draft_length": rng.choice(("fixed", "fixed", "adaptive")),
-            "num_speculative_tokens": rng.choice((1, 2) if method == "medusa" else (1, 3, 15)),
+            "num_speculative_tokens": rng.choice(
+                (1, HEADS[method]) if method in HEADS else (1, 3, 15)
+            ),
         }
         if method in DRAFTERS:
             path = drafter(method, HIDDEN, VOCAB, LENGTH)

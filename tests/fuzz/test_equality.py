@@ -29,8 +29,11 @@ def test_random_cases(batch: int) -> None:
 
 
 def test_drafts_of_every_method_were_accepted_and_rejected() -> None:
+    """Heads are random and seldom right: tests/spec has some that are."""
     if not ALL:
         pytest.skip("no batch was run")
-    for method in ("ngram", "suffix", *DRAFTERS):
-        assert ALL[f"accepted {method}"] > 0
-        assert ALL[f"rejected {method}"] > 0
+    lookups = ("ngram", "suffix")
+    for method in (*lookups, *DRAFTERS):
+        assert ALL[f"rejected {method}"] > 0, method
+    assert all(ALL[f"accepted {method}"] for method in lookups)
+    assert any(ALL[f"accepted {method}"] for method in DRAFTERS)
