@@ -175,8 +175,8 @@ void each_block(const LinearJob& job, int64_t first, int64_t count, const TileBl
         int64_t done = blocks.begin;
         for (int64_t i = 0; i < blocks.count; i++) {
           const int64_t row = blocks.first_row(i);
-          // Where K is in one piece, two blocks take turns: one is used while the other is made.
-          const int64_t place = piece < words ? p * blocks.count + i : (panel - first + i) % 2;
+          // Where K is in one piece, a block's sums are used before the next one's are stored.
+          const int64_t place = piece < words ? p * blocks.count + i : 0;
           float* y = sums + place * sums_of_block;
           const TileBlock b{job.x + row * job.x_bytes + 4 * word, job.x_bytes, at + word * kWordBytes,
                             end - word, row_bytes - end / kTileWords * kTileBytes, word > 0, y,
