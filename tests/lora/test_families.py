@@ -65,7 +65,7 @@ def test_native_experts_equal_their_definition(name: str, tmp_path: Path) -> Non
         np.testing.assert_allclose(logprobs, wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["bert", "modernbert"])
+@pytest.mark.parametrize("name", ["bert", "modernbert", "jina-bert", "mpnet", "t5"])
 def test_encoders(name: str, tmp_path: Path) -> None:
     base = merging.save_case(ENCODERS[name], tmp_path / "base")
     adapter = merging.random_tensors(base, seed=1)
