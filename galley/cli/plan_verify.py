@@ -41,12 +41,16 @@ def measure(
     model: PlannedModel, machine: Machine, workload: Workload, engine: dict[str, Any]
 ) -> dict[str, Any]:
     """Serve the model as planned and send it the workload: predicted and measured figures."""
-    sizes = {"max_model_len": workload.prompt + workload.output}
-    engine = {**sizes, "max_num_seqs": workload.concurrency, **engine}
+    engine = sized(engine, workload)
     predicted = predict(model, machine, workload, engine)
-    pool = {"kv_cache_memory_bytes": f"{pool_mib(predicted.memory)}M"}
-    with serving({**pool, **engine}) as (port, pid):
+    with serving(engine, predicted) as (port, pid):
         return run(port, pid, predicted, engine.get("tokenizer"))
+
+
+def sized(engine: dict[str, Any], workload: Workload) -> dict[str, Any]:
+    """The flags of an engine with room for a workload."""
+    sizes = {"max_model_len": workload.prompt + workload.output}
+    return {**sizes, "max_num_seqs": workload.concurrency, **engine}
 
 
 def run(port: int, pid: int, predicted: Prediction, tokenizer: str | None) -> dict[str, Any]:
@@ -113,13 +117,15 @@ def resident(pid: int) -> int:
 
 
 @contextmanager
-def serving(engine: dict[str, Any]) -> Iterator[tuple[int, int]]:
-    """A server of its own, as (port, process id); ended in the end."""
-    port = free_port()
+def serving(engine: dict[str, Any], predicted: Prediction) -> Iterator[tuple[int, int]]:
+    """A server with the predicted KV cache, as (port, process id); ended in the end."""
+    port, pool = free_port(), {"kv_cache_memory_bytes": f"{pool_mib(predicted.memory)}M"}
     address = ["--host", "127.0.0.1", "--port", str(port)]
     with tempfile.TemporaryFile() as log:
         begin = time.perf_counter()
-        server = subprocess.Popen([*serve_command(engine), *address], stdout=log, stderr=log)
+        server = subprocess.Popen(
+            [*serve_command({**pool, **engine}), *address], stdout=log, stderr=log
+        )
         try:
             connect(port, server, begin).close()
             yield port, server.pid
