@@ -42,7 +42,7 @@ def logits_of(
     Raises:
         ValueError: a file that it cannot run.
     """
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # OpenMP does not survive a fork
     here, there = context.Pipe()
     child = context.Process(target=_answer, args=(there, library, path, ids, vocab))
     child.start()
