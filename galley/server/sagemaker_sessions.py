@@ -33,6 +33,8 @@ from galley.errors import ConfigError, InvalidRequest
 SESSION = "X-Amzn-SageMaker-Session-Id"
 CREATED = "X-Amzn-SageMaker-New-Session-Id"
 CLOSED = "X-Amzn-SageMaker-Closed-Session-Id"
+#: Sessions that are open at the same time; creating one reads them all.
+MAX_SESSIONS = 1000
 _DISABLED = "stateful sessions are not enabled (SAGEMAKER_ENABLE_STATEFUL_SESSIONS)."
 
 
@@ -54,10 +56,16 @@ class Sessions:
             raise ConfigError(f"SAGEMAKER_SESSIONS_PATH={folder}: {e.strerror}.") from e
 
     def create(self) -> tuple[str, float]:
-        """The name of a new session and when it expires (seconds since the epoch)."""
+        """The name of a new session and when it expires (seconds since the epoch). Raises
+        HTTPException where too many are open."""
+        num_open = 0
         for folder in self._folder.iterdir():
-            if self._expires(folder) <= time.time():
+            if self._expires(folder) > time.time():
+                num_open += 1
+            else:
                 shutil.rmtree(folder, ignore_errors=True)
+        if num_open >= MAX_SESSIONS:
+            raise HTTPException(503, f"Failed to create session: {num_open} are open")
         name, expires = str(uuid.uuid4()), time.time() + self._lifetime
         folder = self._folder / name
         folder.mkdir()
@@ -78,11 +86,14 @@ class Sessions:
         """Remove a session. Raises InvalidRequest if there is none."""
         shutil.rmtree(self.find(name))
 
-    @staticmethod
-    def _expires(folder: Path) -> float:
+    def _expires(self, folder: Path) -> float:
         try:
             return float((folder / ".expiration_ts").read_text())
         except (OSError, ValueError):
+            pass  # not written yet, or no such session
+        try:
+            return folder.stat().st_mtime + self._lifetime
+        except OSError:
             return 0.0
 
 

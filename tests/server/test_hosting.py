@@ -13,7 +13,7 @@ import pytest
 from galley.cli.serve import parser
 from galley.errors import ConfigError
 from galley.server.hosting import open_hosting
-from galley.server.sagemaker_sessions import CLOSED, CREATED, SESSION, open_sessions
+from galley.server.sagemaker_sessions import CLOSED, CREATED, MAX_SESSIONS, SESSION, open_sessions
 from tests.deploy.promql import DEPLOY
 from tests.server.served import serve
 
@@ -171,6 +171,9 @@ def test_sessions(tmp_path: Path) -> None:
         assert post(hi, name).status_code == 400
         post({"requestType": "NEW_SESSION"})
         assert not folder.exists()
+        for number in range(MAX_SESSIONS):
+            (tmp_path / "sessions" / f"of another server {number}").mkdir()
+        assert post({"requestType": "NEW_SESSION"}).status_code == 503
     with serve() as served:
         for body, session in ((hi, name), ({"requestType": "NEW_SESSION"}, None)):
             answer = post(body, session)
