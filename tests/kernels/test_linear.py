@@ -757,7 +757,7 @@ class TestBadArguments:
         [
             ({"n": 0}, "n must be positive"),
             ({"k": -3}, "k must be positive"),
-            ({"format": 8}, "format must be 0 .. 7"),
+            ({"format": 9}, "format must be 0 .. 8"),
             ({"group": 24}, "groups of 24"),
             ({"zero": 16}, "zero is not a code"),
             ({"scale": 3}, "scales of 6 bits"),
