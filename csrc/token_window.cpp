@@ -1,6 +1,6 @@
 // Op `token_window`: each number of a row beside those of the rows around it: out[t][c * taps + j] =
 // x[t + j - taps / 2][c], 0 beyond the token's sequence, all of whose tokens are in the step.
-// Pointers: x (f32 [tokens][n]), out (f32 [tokens][n * taps]). Ints: n, taps (odd). Tile: a token.
+// Pointers: x (f32 [tokens][n]), out (f32 [tokens][n * taps]). Ints: n, taps. Tile: a token.
 #include "program.h"
 
 namespace galley {
@@ -9,9 +9,7 @@ namespace {
 class TokenWindow final : public Op {
  public:
   explicit TokenWindow(const Args& a)
-      : x_(a.ptr<float>("x")), out_(a.ptr<float>("out")), n_(a.size("n")), taps_(a.size("taps")) {
-    if (taps_ % 2 == 0) throw std::invalid_argument("taps must be odd");
-  }
+      : x_(a.ptr<float>("x")), out_(a.ptr<float>("out")), n_(a.size("n")), taps_(a.size("taps")) {}
 
   int64_t tiles(const Step& step, int) const override { return step.tokens; }
   int64_t grain(const Step&) const override { return 4; }

@@ -69,10 +69,15 @@ class LiveFeed:
                 epoch = view["epoch"]
                 await asyncio.sleep(INTERVAL)
         except EngineDead:
-            pass  # for good: the server shuts down, or has given up
-        finally:
-            for unread in self._watchers:
-                _put(unread, None)
+            self._end()  # for good: the server shuts down, or has given up
+        except Exception:
+            self._end()
+            raise
+        # Cancelled: the last watcher has left, and the next one may be here, with its own task.
+
+    def _end(self) -> None:
+        for unread in self._watchers:
+            _put(unread, None)
 
     def _hand_out(self, frame: object) -> None:
         encoded = msgspec.json.encode(frame)

@@ -35,7 +35,7 @@ def case_of(index: int) -> Case:
     """
     family, dtype = MATRIX[index]
     rng = random.Random(f"{family} {dtype}")
-    flags = draw_flags(rng)
+    flags = draw_flags(rng, family)
     # Fewer tokens a step take thousands of steps: tests/fuzz has such engines.
     flags["max_num_batched_tokens"] = max(flags["max_num_batched_tokens"], 33)
     others = COMPANY[index % len(COMPANY)]

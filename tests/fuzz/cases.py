@@ -46,6 +46,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "mamba_rms_norm": True,
     },
 }
+MTP_FAMILY = "MiMoForCausalLM"
 #: Methods with a checkpoint, and those that give no more drafts than it has heads.
 DRAFTERS = ("draft_model", "medusa", "mlp_speculator", "eagle", "eagle3", "mtp")
 HEADS = {"medusa": 2, "mlp_speculator": 2}
@@ -162,7 +163,7 @@ def draw(seed: int) -> Case:
     formats = sorted(name for name in FORMATS if not name.startswith("int"))
     family = rng.choice(list(FAMILIES))
     if flags.get("speculative_config", {}).get("method") == "mtp":
-        family = "MiMoForCausalLM"
+        family = MTP_FAMILY
     return Case(
         seed,
         family,
@@ -175,8 +176,13 @@ def draw(seed: int) -> Case:
     )
 
 
-def draw_flags(rng: random.Random) -> dict[str, Any]:
-    """An engine configuration, small enough that all that can happen does happen."""
+def draw_flags(rng: random.Random, family: str | None = None) -> dict[str, Any]:
+    """An engine configuration, small enough that all that can happen does happen.
+
+    Args:
+        family: of the model, if that is given; MTP layers belong to one of them.
+    """
+    drafters = [m for m in DRAFTERS if m != "mtp" or family in (None, MTP_FAMILY)]
     budget = rng.choice((1, 2, 7, 16, 33, 64, 100, 256, 1000))
     block_size = rng.choice((16, 16, 32, 64, 128))
     one = -(-LENGTH // block_size)
@@ -196,7 +202,7 @@ def draw_flags(rng: random.Random) -> dict[str, Any]:
     }
     if rng.random() < 0.8:
         flags["speculative_config"] = {
-            "method": (method := rng.choice(("ngram", "suffix", *DRAFTERS))),
+            "method": (method := rng.choice(("ngram", "suffix", *drafters))),
             "draft_length": rng.choice(("fixed", "fixed", "adaptive")),
             "num_speculative_tokens": rng.choice(
                 (1, HEADS[method]) if method in HEADS else (1, 3, 15)

@@ -44,3 +44,21 @@ def test_a_death_is_a_frame_and_the_next_incarnation_is_asked_for_all(monkeypatc
     assert (first["engines"][0]["epoch"], second["engines"][0]["epoch"]) == (1, 2)
     assert (death["down"], end["down"]) == ("killed", "killed")
     assert engine.asked == [(0, -1), (1, 4), (1, 4), (2, 0)]
+
+
+class IdleEngine:
+    async def call(self, method: str, *args: object) -> list[dict[str, Any]]:
+        return [{"epoch": 1, "columns": {"step": []}}]
+
+
+def test_a_watcher_that_comes_when_the_last_one_leaves_is_shown_frames() -> None:
+    async def watch() -> list[bytes | None]:
+        feed = live_feed.LiveFeed(cast(EngineClient, IdleEngine()))
+        found = []
+        for _ in range(3):
+            frames = feed.frames()
+            found.append(await anext(frames, None))
+            await frames.aclose()
+        return found
+
+    assert all(asyncio.run(watch()))

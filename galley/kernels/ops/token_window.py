@@ -25,7 +25,7 @@ class TokenWindow(Op):
     native = NativeOp(
         "token_window",
         pointers={"x": "f32", "out": "f32"},
-        ints={"n": "columns of x", "taps": "odd"},
+        ints={"n": "columns of x", "taps": "numbers of a column"},
         arguments=_arguments,
         rows={"x": TOKENS, "out": TOKENS},
     )
