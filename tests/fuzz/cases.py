@@ -145,14 +145,16 @@ class Case:
 
     def config(self, **flags: Any) -> EngineConfig:
         """`num_gpu_blocks_override` is of one KV group, and the pool has as many for each; a draft
-        head's layer may be one more.
+        head's layer may be one more, beside which each layer with a window is a group.
         """
         given = {"max_model_len": LENGTH, "skip_tokenizer_init": True, **flags}
         model_info = self.checkpoint.model_info
         numbers, block_size = KVFormat("bfloat16"), given.get("block_size", 16)
         layout = kv_layout(kv_layers(model_info), numbers, block_size)
         if blocks := given.get("num_gpu_blocks_override"):
-            groups = len(layout.groups) + ("speculative_config" in given)
+            groups = len(layout.groups)
+            if "speculative_config" in given:
+                groups = 1 + sum(g.num_layers if g.kind == "window" else 1 for g in layout.groups)
             given["num_gpu_blocks_override"] = 1 + (blocks - 1) * groups
         return resolve(from_kwargs(given, "server", {}), MACHINE, model_info)
 
