@@ -120,7 +120,7 @@ check-schema: ## 20,000 requests made from the server's own description (minutes
 # Clients that are too heavy for .venv; vLLM's is under LAB where that is set, as for bench-peers.
 CLIENTS := litellm==1.110.2 langchain-openai==1.7.4 guidellm==0.8.1 anthropic==2.14.0 \
 	instructor==1.17.0 pydantic-ai-slim[openai]==2.31.1 openai-agents==0.20.0 \
-	cohere==7.3.1 llama-index-embeddings-openai-like==0.4.0 qdrant-client
+	cohere==7.3.1 llama-index-embeddings-openai-like==0.4.0 qdrant-client==1.20.0
 build/clients/.installed:
 	@$(PYTHON) -m venv build/clients
 	@build/clients/bin/python -m pip --disable-pip-version-check install --quiet $(CLIENTS)

@@ -103,7 +103,7 @@ print(json.dumps(out))
 """
 #: Library → its environment under LAB ("": this one), and the lines that define `embed`.
 LIBRARIES = {
-    "galley, in a process": (
+    "galley LLM": (
         "",
         "from galley import LLM\n"
         "model = LLM(folder, runner='pooling')\n"
