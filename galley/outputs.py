@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import msgspec
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from galley.request import LoRARequest
+
+T = TypeVar("T")
 
 
 class Logprob(msgspec.Struct):
@@ -156,14 +158,20 @@ class PoolingOutput:
 
 
 @dataclass(slots=True)
-class PoolingRequestOutput:
-    """The one output of a request that pools (vLLM's shape)."""
+class _RequestOutput(Generic[T]):
+    """The fields that the outputs of requests that pool share."""
 
     request_id: str
-    outputs: PoolingOutput
+    outputs: T
     prompt_token_ids: list[int]
     num_cached_tokens: int
     finished: bool = True
+
+
+class PoolingRequestOutput(_RequestOutput[PoolingOutput]):
+    """The one output of a request that pools (vLLM's shape)."""
+
+    __slots__ = ()
 
 
 @dataclass(slots=True)
@@ -177,15 +185,10 @@ class EmbeddingOutput:
         return len(self.embedding)
 
 
-@dataclass(slots=True)
-class EmbeddingRequestOutput:
+class EmbeddingRequestOutput(_RequestOutput[EmbeddingOutput]):
     """A prompt and its vector (vLLM's shape)."""
 
-    request_id: str
-    outputs: EmbeddingOutput
-    prompt_token_ids: list[int]
-    num_cached_tokens: int
-    finished: bool = True
+    __slots__ = ()
 
     @classmethod
     def of(cls, pooled: PoolingRequestOutput) -> EmbeddingRequestOutput:
@@ -209,15 +212,10 @@ class ClassificationOutput:
         return len(self.probs)
 
 
-@dataclass(slots=True)
-class ClassificationRequestOutput:
+class ClassificationRequestOutput(_RequestOutput[ClassificationOutput]):
     """A prompt and its labels (vLLM's shape)."""
 
-    request_id: str
-    outputs: ClassificationOutput
-    prompt_token_ids: list[int]
-    num_cached_tokens: int
-    finished: bool = True
+    __slots__ = ()
 
     @classmethod
     def of(cls, pooled: PoolingRequestOutput) -> ClassificationRequestOutput:
@@ -236,15 +234,10 @@ class ScoringOutput:
     score: float
 
 
-@dataclass(slots=True)
-class ScoringRequestOutput:
+class ScoringRequestOutput(_RequestOutput[ScoringOutput]):
     """A pair of texts and its score (vLLM's shape)."""
 
-    request_id: str
-    outputs: ScoringOutput
-    prompt_token_ids: list[int]
-    num_cached_tokens: int
-    finished: bool = True
+    __slots__ = ()
 
 
 @dataclass(slots=True)

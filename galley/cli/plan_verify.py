@@ -80,13 +80,12 @@ def run(port: int, pid: int, predicted: Prediction, tokenizer: str | None) -> di
     foreign = process.machine_busy() - before - (usage.cpu - own) - client
     if result["failed"]:
         raise ServerError(f"{result['failed']} requests failed: {outcome.outcomes[0].error}")
-    # Between tokens, not events: text that ends within a character waits for the next token.
-    between = result["mean_tpot_ms"]
     figures = [
         ("memory, MB", predicted.memory.resident / 1e6, resident(pid) / 1e6),
         ("output tokens/s", predicted.output_tokens, result["output_throughput"]),
         ("TTFT mean, ms", predicted.ttft["mean"] * 1e3, result["mean_ttft_ms"]),
-        ("ITL mean, ms", predicted.tpot * 1e3, between),
+        # Between tokens, not events: text that ends within a character waits for the next token.
+        ("ITL mean, ms", predicted.tpot * 1e3, result["mean_tpot_ms"]),
         ("ITL p99, ms", predicted.itl["p99"] * 1e3, result["p99_itl_ms"]),
     ]
     return {
