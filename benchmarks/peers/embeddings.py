@@ -6,7 +6,7 @@ The model is all-MiniLM-L6-v2 in `$LAB/weights/minilm` (`embeddings.sh` unpacks 
 files of fastembed and llama.cpp). Rows of int8 have their cosines beside them.
 Servers are asked for base64 in batches of 64, eight at a time; libraries, and Galley once more, run
 in a process of their own, without HTTP: latencies are compared with those of the same kind. A peer
-that is not installed is left out. The engines take turns, run by run.
+that is not installed is left out. The engines take turns, run by run, each started for its run.
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks.peers import engines
 from benchmarks.peers.engines import Engine, lab
 
+#: Texts a second by kind, seconds of one text ("p50") and of the start, and some vectors.
+Run = dict[str, Any]
+REFERENCE = "sentence-transformers"
 BATCH, AT_ONCE = 64, 8
 WORDS = """
 what is the best way to learn how does a fox jump over lazy dogs and who invented machine
@@ -84,22 +88,19 @@ texts, folder = json.load(open(sys.argv[1])), sys.argv[2]
 begin = time.perf_counter()
 {make}
 embed(texts["short"][:1])
-out = {{"start": time.perf_counter() - begin, "runs": []}}
-for _ in range(int(sys.argv[3])):
-    run = {{}}
-    for kind in ("short", "long"):
-        begin = time.perf_counter()
-        embed(texts[kind])
-        run[kind] = len(texts[kind]) / (time.perf_counter() - begin)
-    times = []
-    for text in texts["short"][:100]:
-        begin = time.perf_counter()
-        embed([text])
-        times.append(time.perf_counter() - begin)
-    run["p50"] = sorted(times)[len(times) // 2]
-    out["runs"].append(run)
-out["vectors"] = [[float(x) for x in v] for v in embed(texts["short"][:20])]
-print(json.dumps(out))
+run = {{"start": time.perf_counter() - begin}}
+for kind in ("short", "long"):
+    begin = time.perf_counter()
+    embed(texts[kind])
+    run[kind] = len(texts[kind]) / (time.perf_counter() - begin)
+times = []
+for text in texts["short"][:100]:
+    begin = time.perf_counter()
+    embed([text])
+    times.append(time.perf_counter() - begin)
+run["p50"] = sorted(times)[len(times) // 2]
+run["vectors"] = [[float(x) for x in v] for v in embed(texts["short"][:20])]
+print(json.dumps(run))
 """
 #: Library → its environment under LAB ("": this one), and the lines that define `embed`.
 LIBRARIES = {
@@ -187,66 +188,68 @@ def served(name: str, port: int, log: Path) -> Iterator[tuple[str, float]]:
         engines.stop(server.process)
 
 
-def run_servers(
-    names: list[str], texts: dict[str, list[str]], runs: int, folder: Path
-) -> dict[str, dict[str, object]]:
-    """Each server's start and runs, one server at a time."""
-    found: dict[str, dict[str, object]] = {}
-    for _ in range(runs):
-        for name in names:
-            with served(name, free_port(), folder / f"{name}.log") as (base, start):
-                ask(base, texts["short"][:BATCH])
-                entry = found.setdefault(name, {"start": start, "runs": []})
-                runs_of: list[dict[str, float]] = entry["runs"]  # type: ignore[assignment]
-                runs_of.append(measure(base, texts))
-                entry["vectors"] = [v.tolist() for v in ask(base, texts["short"][:20])]
-    return found
+def run_server(name: str, texts: dict[str, list[str]], log: Path) -> Run:
+    """One run of a server that is started for it."""
+    with served(name, free_port(), log) as (base, start):
+        ask(base, texts["short"][:BATCH])
+        run = measure(base, texts)
+        vectors = [v.tolist() for v in ask(base, texts["short"][:20])]
+    return {**run, "start": start, "vectors": vectors}
 
 
-def run_library(name: str, texts: dict[str, list[str]], runs: int) -> dict[str, object] | None:
-    """A library's start and runs; None where it is not installed."""
-    place, make = LIBRARIES[name]
-    python = lab() / place / "bin/python" if place else Path(sys.executable)
-    if not python.exists():
-        return None
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(texts, file)
-        file.flush()
-        command = [str(python), "-c", _LIBRARY.format(make=make), file.name]
-        command += [str(lab() / "weights/minilm"), str(runs)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+def run_library(name: str, texts: Path) -> Run:
+    """One run of a library in a process of its own.
+
+    Raises:
+        RuntimeError: With the last line of its output, where the process fails.
+    """
+    command = [str(python_of(name)), "-c", _LIBRARY.format(make=LIBRARIES[name][1])]
+    command += [str(texts), str(lab() / "weights/minilm")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        print(f"{name}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
-        return None
-    result: dict[str, object] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
+        raise RuntimeError("".join(done.stderr.strip().splitlines()[-1:]))
+    run: Run = json.loads(done.stdout.strip().splitlines()[-1])
+    return run
 
 
-def table(found: dict[str, dict[str, object]]) -> str:
-    """Medians, and cosines with the first reference that there is."""
-    reference = found.get("sentence-transformers") or next(iter(found.values()))
-    want = np.array(reference["vectors"])
-    rows = ["| | short texts/s | long texts/s | p50 of one, ms | start, s | least cosine |"]
-    rows.append("|---|---|---|---|---|---|")
-    for name, entry in found.items():
-        runs: list[dict[str, float]] = entry["runs"]  # type: ignore[assignment]
-
-        def median(key: str, runs: list[dict[str, float]] = runs) -> float:
-            return statistics.median(run[key] for run in runs)
-
-        got = np.array(entry["vectors"])
+def table(found: dict[str, list[Run]]) -> str:
+    """Medians of the runs, ratios in each round, and cosines with the reference's vectors."""
+    reference = found.get(REFERENCE) or next(iter(found.values()))
+    want = np.array(reference[0]["vectors"])
+    rows = [
+        "| | short texts/s | long texts/s | times the reference in each round, short; long "
+        "| p50 of one, ms | start, s | least cosine |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, runs in found.items():
+        short, long, p50, start = (
+            statistics.median(run[key] for run in runs) for key in ("short", "long", "p50", "start")
+        )
+        ratios = "; ".join(
+            ", ".join(
+                f"{mine[key] / its[key]:.2f}" for mine, its in zip(runs, reference, strict=False)
+            )
+            for key in ("short", "long")
+        )
+        got = np.array(runs[0]["vectors"])
         got = got / np.linalg.norm(got, axis=1, keepdims=True)
         rows.append(
-            f"| {name} | {median('short'):.0f} | {median('long'):.1f} | "
-            f"{median('p50') * 1e3:.1f} | {entry['start']:.1f} | "
+            f"| {name} | {short:.0f} | {long:.1f} | {ratios} | {p50 * 1e3:.1f} | {start:.1f} | "
             f"{(got * want).sum(axis=1).min():.5f} |"
         )
     return "\n".join(rows)
 
 
+def python_of(name: str) -> Path:
+    """The interpreter of a library's environment."""
+    place = LIBRARIES[name][0]
+    return lab() / place / "bin/python" if place else Path(sys.executable)
+
+
 def installed(name: str) -> bool:
-    """Whether LAB has a server."""
-    return (lab() / SERVERS[name][1]).exists()
+    """Whether LAB has a server or a library."""
+    path = python_of(name) if name in LIBRARIES else lab() / SERVERS[name][1]
+    return path.exists()
 
 
 def main() -> None:
@@ -257,13 +260,31 @@ def main() -> None:
     parser.add_argument("--only", help="names, with commas")
     args = parser.parse_args()
     texts = make_texts(args.short, args.long)
-    wanted = args.only.split(",") if args.only else [*LIBRARIES, *SERVERS]
-    servers = [name for name in SERVERS if name in wanted and installed(name)]
+    known = [*SERVERS, *LIBRARIES]
+    wanted = args.only.split(",") if args.only else known
+    if unknown := set(wanted) - set(known):
+        parser.error(f"--only: no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    found: dict[str, list[Run]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        found = run_servers(servers, texts, args.runs, Path(folder))
-    for name in LIBRARIES:
-        if name in wanted and (result := run_library(name, texts, args.runs)) is not None:
-            found[name] = result
+        file = Path(folder) / "texts.json"
+        file.write_text(json.dumps(texts))
+        for _ in range(args.runs):
+            for name in filter(installed, wanted):
+                try:
+                    if name in LIBRARIES:
+                        run = run_library(name, file)
+                    else:
+                        run = run_server(name, texts, Path(folder) / f"{name}.log")
+                except RuntimeError as error:
+                    print(f"{name}: {error}", file=sys.stderr)
+                    continue
+                found.setdefault(name, []).append(run)
+                print(
+                    f"{name:24}{run['short']:8.0f} short texts/s{run['long']:8.1f} long texts/s"
+                    f"{run['p50'] * 1e3:8.1f} ms",
+                    file=sys.stderr,
+                    flush=True,
+                )
     print(table(found))
 
 
