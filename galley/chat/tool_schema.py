@@ -71,7 +71,7 @@ def tag_of(
     once = not choice.parallel
     tags = spelling.tags(functions, once)
     if schema is None and not spelling.leading:
-        form = {
+        tag_format = {
             "type": "triggered_tags",
             "triggers": list(spelling.triggers),
             "tags": tags,
@@ -87,8 +87,8 @@ def tag_of(
         answer: dict[str, Any] = {"type": "json_schema", "json_schema": schema}
         if schema is None:
             answer = {"type": "any_text", "excludes_at_start": list(spelling.not_leading)}
-        form = {"type": "or", "elements": [calls, answer]}
-    return {"type": "structural_tag", "format": form}
+        tag_format = {"type": "or", "elements": [calls, answer]}
+    return {"type": "structural_tag", "format": tag_format}
 
 
 def texts_of(spelling: CallSpelling) -> list[str]:

@@ -131,8 +131,8 @@ def _write_gguf(folder: Path, checkpoint: Checkpoint, to: str, out: Path) -> Non
 
 def _chosen(checkpoint: Checkpoint, group: int) -> set[str]:
     """Tensors that are quantized: matrices that the model asks for by their own name."""
-    from galley.layers.questions import parts_of
     from galley.layers.shapes import ShapeSource
+    from galley.layers.weight_specs import parts_of
     from galley.models.decoder import Stage
     from galley.models.registry import model_spec
     from galley.quant.online import METHODS

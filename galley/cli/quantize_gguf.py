@@ -22,9 +22,9 @@ from galley.config import ModelInfo
 from galley.config.extras import install_command
 from galley.errors import ConfigError, ModelError
 from galley.kernels.backend import open_backend
-from galley.layers.questions import Part, parts_of
 from galley.layers.rotary import Rotary, inverse_frequencies
 from galley.layers.shapes import ShapeSource
+from galley.layers.weight_specs import Part, parts_of
 from galley.layers.weights import CheckpointWeights
 from galley.loader.gguf_names import ROPE_FACTORS
 from galley.loader.gguf_writing import Place, architecture_for, keys_of, places_of

@@ -119,9 +119,9 @@ class BeamSearch:
         return [self._params_of(beam) for beam in self._active]
 
     def _params_of(self, beam: Beam) -> SamplingParams:
-        form = self._params.structured_outputs
-        if form is not None:
-            form = msgspec.structs.replace(form, num_written=len(beam.token_ids))
+        constraint = self._params.structured_outputs
+        if constraint is not None:
+            constraint = msgspec.structs.replace(constraint, num_written=len(beam.token_ids))
         return SamplingParams(
             max_tokens=1,
             temperature=0.0,
@@ -129,8 +129,8 @@ class BeamSearch:
             ignore_eos=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            structured_outputs=form,
-            allowed_logprobs=form is not None,
+            structured_outputs=constraint,
+            allowed_logprobs=constraint is not None,
         )
 
     def advance(self, candidates: Sequence[Candidates]) -> None:

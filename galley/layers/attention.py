@@ -11,8 +11,8 @@ from galley.layers.context import BuildContext
 from galley.layers.distance_bias import DistanceBiasSpec
 from galley.layers.linear import Linear
 from galley.layers.norm import Norm, NormSpec
-from galley.layers.questions import Matrix, Part, Vector
 from galley.layers.rotary import Rotary
+from galley.layers.weight_specs import Matrix, Part, Vector
 from galley.layers.weights import WeightSource
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from galley.kernels.ops import Constant, ForwardContext, Ops, Value
 from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
-from galley.layers.questions import Matrix, Part, Vector
+from galley.layers.weight_specs import Matrix, Part, Vector
 
 F32 = NDArray[np.float32]
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from galley.kernels.ops import Constant
 from galley.layers.context import BuildContext
-from galley.layers.questions import Part, Vector
+from galley.layers.weight_specs import Part, Vector
 
 
 class DistanceBiasSpec(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from galley.kernels.adapters import AdapterSite
 from galley.kernels.ops import Constant, Ops, Value, Weight
-from galley.layers.questions import Matrix, Part
+from galley.layers.weight_specs import Matrix, Part
 from galley.layers.weights import WeightSource
 
 

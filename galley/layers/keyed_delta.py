@@ -15,7 +15,7 @@ from galley.kernels.ops.gated_delta_rule import delta_state
 from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
 from galley.layers.norm import HeadNormSpec
-from galley.layers.questions import Matrix, Part, Vector
+from galley.layers.weight_specs import Matrix, Part, Vector
 
 
 class KeyedDeltaSpec(msgspec.Struct, frozen=True):

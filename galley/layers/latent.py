@@ -22,8 +22,8 @@ from galley.kernels.ops import ForwardContext, Ops, Value
 from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
 from galley.layers.norm import NormSpec
-from galley.layers.questions import Matrix, Part
 from galley.layers.rotary import Rotary
+from galley.layers.weight_specs import Matrix, Part
 
 
 class LatentAttentionSpec(msgspec.Struct, frozen=True):

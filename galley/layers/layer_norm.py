@@ -6,7 +6,7 @@ import msgspec
 
 from galley.errors import ModelError
 from galley.kernels.ops import Constant, Ops, Value
-from galley.layers.questions import Part, Vector
+from galley.layers.weight_specs import Part, Vector
 from galley.layers.weights import WeightSource
 
 

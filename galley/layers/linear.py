@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.kernels.ops import Constant, Ops, Value
-from galley.layers.questions import Matrix, bias_of, interleaved
+from galley.layers.weight_specs import Matrix, bias_of, interleaved
 from galley.layers.weights import WeightSource
 
 

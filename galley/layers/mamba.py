@@ -14,7 +14,7 @@ from galley.kernels.ops.selective_scan import scan_state
 from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
 from galley.layers.norm import RMSNormSpec
-from galley.layers.questions import Matrix, Part, Vector, fuse
+from galley.layers.weight_specs import Matrix, Part, Vector, fuse
 
 
 class MambaSpec(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from galley.kernels.ops.causal_conv import conv_state
 from galley.kernels.ops.ssd_scan import SSDParameters, ssd_state
 from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
-from galley.layers.questions import Matrix, Part, Vector
+from galley.layers.weight_specs import Matrix, Part, Vector
 
 
 class Multipliers(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from galley.kernels.ops import Ops, Value
 from galley.kernels.ops.gated_activation import GATE_UP_RUN
 from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
-from galley.layers.questions import Matrix, Part
+from galley.layers.weight_specs import Matrix, Part
 
 #: Activations of the gate; gelu_tanh is GELU in its tanh form.
 GatedActivation = Literal["silu", "gelu", "gelu_tanh"]

@@ -14,8 +14,8 @@ from galley.kernels.ops.gated_activation import GATE_UP_RUN
 from galley.kernels.ops.route import Routing
 from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
-from galley.layers.questions import Matrix, Part, Vector
 from galley.layers.sites import Sites
+from galley.layers.weight_specs import Matrix, Part, Vector
 
 
 class SharedExpert(Protocol):

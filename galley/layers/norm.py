@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from galley.kernels.ops import Constant, Ops, Value
-from galley.layers.questions import Part, Vector
+from galley.layers.weight_specs import Part, Vector
 from galley.layers.weights import WeightSource
 
 

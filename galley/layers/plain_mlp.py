@@ -10,7 +10,7 @@ from galley.kernels.ops import Ops, Value
 from galley.kernels.ops.elementwise import Function
 from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
-from galley.layers.questions import Matrix, Part, Vector
+from galley.layers.weight_specs import Matrix, Part, Vector
 
 
 class PlainMLPSpec(msgspec.Struct, frozen=True):

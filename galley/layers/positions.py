@@ -7,7 +7,7 @@ import msgspec
 from galley.errors import ModelError
 from galley.kernels.ops import ForwardContext, Ops, Value
 from galley.layers.context import BuildContext
-from galley.layers.questions import Matrix, Part
+from galley.layers.weight_specs import Matrix, Part
 
 
 class LearnedPositionsSpec(msgspec.Struct, frozen=True):

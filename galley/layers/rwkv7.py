@@ -20,7 +20,7 @@ from galley.kernels.ops.gated_delta_rule import delta_state
 from galley.kernels.ops.wkv7 import Wkv7Parameters
 from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
-from galley.layers.questions import Matrix, Part, Vector
+from galley.layers.weight_specs import Matrix, Part, Vector
 
 
 class FirstValue:

@@ -1,4 +1,4 @@
-"""A `WeightSource` without weights: it answers with shapes and records every question.
+"""A `WeightSource` without weights: it makes shapes and records every spec.
 
 A model built from it has its KV layers and can be recorded as a program, before a byte of its
 weights is read.
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from galley.kernels.ops import RankGroup, SingleRank, Weight
 from galley.kernels.weight_format import WeightFormat
-from galley.layers.questions import Matrix, Vector, parts_of
 from galley.layers.sites import Sites
+from galley.layers.weight_specs import Matrix, Vector, parts_of
 
 
 class ShapeWeight(msgspec.Struct, frozen=True, eq=False):
@@ -39,7 +39,7 @@ class ShapeSource:
     """See the module.
 
     Attributes:
-        matrices, vectors: the questions so far, in order.
+        matrices, vectors: the specs so far, in order.
         sites: linear layers that have been built.
     """
 
@@ -84,7 +84,7 @@ class ShapeSource:
 
     @property
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Name → shape of every tensor of a checkpoint that the questions need."""
+        """Name → shape of every tensor of a checkpoint that the specs need."""
         tensors: dict[str, tuple[int, ...]] = {}
         for matrix in self.matrices:
             for parts in parts_of(matrix):

@@ -10,8 +10,8 @@ from galley.layers.attention import projection_norm
 from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
 from galley.layers.norm import NormSpec
-from galley.layers.questions import Matrix, Part
 from galley.layers.rotary import Rotary
+from galley.layers.weight_specs import Matrix, Part
 
 
 class SharedAttentionSpec(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from galley.kernels.ops import ForwardContext, Ops, Value
 from galley.kernels.ops.causal_conv import conv_state
 from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
-from galley.layers.questions import Matrix, Part, Vector
+from galley.layers.weight_specs import Matrix, Part, Vector
 
 
 class ShortConvSpec(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ import numpy as np
 
 from galley.errors import ConfigError
 from galley.kernels.adapters import PANEL, AdapterPart, AdapterShape, AdapterSite
-from galley.layers.questions import Matrix, Part, parts_of
+from galley.layers.weight_specs import Matrix, Part, parts_of
 
 #: Layers that other engines fuse → the modules that they consist of.
 FUSED = {

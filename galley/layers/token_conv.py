@@ -8,7 +8,7 @@ from galley.kernels.ops import ForwardContext, Ops, Value
 from galley.kernels.ops.elementwise import Function
 from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
-from galley.layers.questions import Matrix, Part
+from galley.layers.weight_specs import Matrix, Part
 
 
 class TokenConvSpec(msgspec.Struct, frozen=True):

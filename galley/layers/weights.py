@@ -1,6 +1,6 @@
 """Weights of a model's layers: read from a checkpoint, cut to this rank's share, made by a backend.
 
-`WeightSource` is what layers ask (`questions`); `CheckpointWeights` answers from a checkpoint.
+`WeightSource` makes weights from their specs; `CheckpointWeights` makes them from a checkpoint.
 Every tensor of the checkpoint must be used or ignored by name; any other is an error.
 """
 
@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from galley.errors import ModelError
 from galley.kernels.backend import Backend, Dense
 from galley.kernels.ops import Constant, RankGroup, SingleRank, Weight
-from galley.layers.questions import (
+from galley.layers.sites import Sites
+from galley.layers.weight_specs import (
     Matrix,
     Part,
     Stack,
@@ -33,7 +34,6 @@ from galley.layers.questions import (
     parts_of,
     share_of,
 )
-from galley.layers.sites import Sites
 from galley.loader.tensor import Checkpoint, RawTensor
 from galley.quant import (
     BLOCKS,
@@ -75,7 +75,7 @@ L = TypeVar("L", bound=Loaded)
 
 
 class WeightSource(Protocol):
-    """Answers a layer's questions with handles that its backend made, of this rank's share.
+    """Makes a layer's weights from their specs: handles of its backend, of this rank's share.
 
     Attributes:
         interleave_gate_up: the backend fuses the activation to a product whose gate and up outputs

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from galley.config import EngineConfig
 from galley.kernels.backend import Backend
-from galley.layers.questions import Matrix, Part, Vector
+from galley.layers.weight_specs import Matrix, Part, Vector
 from galley.layers.weights import CheckpointWeights
 from galley.loader import Checkpoint, open_checkpoint, resolve_source
 from galley.quant import QuantizedWeight

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from galley.errors import ModelError
 from galley.kernels.adapters import AdapterSite, PackedAdapter
-from galley.layers.questions import Part, Stack
 from galley.layers.sites import Sites, SiteTensors
+from galley.layers.weight_specs import Part, Stack
 
 #: How many names an error lists.
 _MAX_NAMES = 4

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from galley.config import ModelInfo
 from galley.layers.moe import MoESpec
 from galley.layers.norm import RMSNormSpec
-from galley.layers.questions import Part
+from galley.layers.weight_specs import Part
 from galley.models.config import (
     ModelFields,
     attention_kinds,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from galley.config import ModelInfo
-from galley.layers.questions import Part
+from galley.layers.weight_specs import Part
 from galley.models.bert import EPS, attention, encoder, projected, with_segments
 from galley.models.config import model_fields
 from galley.models.decoder import DecoderSpec, PostNormLayerSpec

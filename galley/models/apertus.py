@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from galley.config import ModelInfo
 from galley.layers.norm import RMSNormSpec
 from galley.layers.plain_mlp import PlainMLPSpec
-from galley.layers.questions import Part
+from galley.layers.weight_specs import Part
 from galley.models.config import model_fields
 from galley.models.decoder import DecoderSpec, LayerSpec
 from galley.models.llama import decoder, layer, mlp, read_sizes

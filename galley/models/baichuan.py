@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.layers.alibi import alibi_slopes
-from galley.layers.questions import fuse
+from galley.layers.weight_specs import fuse
 from galley.models.config import model_fields
 from galley.models.decoder import DecoderSpec, LayerSpec
 from galley.models.llama import attention, decoder, layer, read_sizes

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.layers.norm import HeadNormSpec
-from galley.layers.questions import Part
+from galley.layers.weight_specs import Part
 from galley.models.config import ModelFields, model_fields
 from galley.models.decoder import DecoderSpec, LayerSpec
 from galley.models.llama import Sizes, decoder, layer, read_sizes, with_attention, with_fused_qkv

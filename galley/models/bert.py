@@ -11,7 +11,7 @@ from galley.config import ModelInfo
 from galley.layers.attention import AttentionSpec
 from galley.layers.layer_norm import LayerNormSpec
 from galley.layers.positions import LearnedPositionsSpec
-from galley.layers.questions import Part
+from galley.layers.weight_specs import Part
 from galley.loader.rope import first_position
 from galley.models.config import ModelFields, model_fields
 from galley.models.decoder import DecoderSpec, PostNormLayerSpec

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from galley.config import ModelInfo
 from galley.layers.attention import AttentionSpec
 from galley.layers.layer_norm import LayerNormSpec, PerHeadLayerNormSpec
-from galley.layers.questions import Part
+from galley.layers.weight_specs import Part
 from galley.models.config import (
     ModelFields,
     attention_kinds,

@@ -10,8 +10,8 @@ from galley.layers.context import BuildContext
 from galley.layers.disentangled import DisentangledSpec, DistancesSpec
 from galley.layers.layer_norm import LayerNormSpec
 from galley.layers.positions import LearnedPositionsSpec
-from galley.layers.questions import Part
 from galley.layers.token_conv import TokenConvSpec
+from galley.layers.weight_specs import Part
 from galley.models.config import ModelFields, model_fields
 from galley.models.decoder import DecoderSpec, MixerSpec, PostNormLayerSpec
 from galley.models.gpt import Sizes, mlp, read_activation, read_sizes

@@ -23,9 +23,9 @@ from galley.layers.embedding import Embedding, LMHead
 from galley.layers.linear import Linear
 from galley.layers.norm import Norm, NormSpec
 from galley.layers.positions import LearnedPositionsSpec
-from galley.layers.questions import Matrix, Part, Vector
 from galley.layers.scale import Multiplier
 from galley.layers.shapes import ShapeSource
+from galley.layers.weight_specs import Matrix, Part, Vector
 from galley.layers.weights import WeightSource
 
 #: Reads the input of a layer: its number and the value.

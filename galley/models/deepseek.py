@@ -16,8 +16,8 @@ from galley.config import ModelInfo
 from galley.layers.latent import LatentAttentionSpec
 from galley.layers.moe import MoESpec
 from galley.layers.norm import RMSNormSpec
-from galley.layers.questions import Part
 from galley.layers.rotary import YarnRotary
+from galley.layers.weight_specs import Part
 from galley.loader.fields import MAX_HEAD_DIM
 from galley.models.config import ModelFields, model_fields, read_rotary
 from galley.models.decoder import DecoderSpec

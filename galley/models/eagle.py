@@ -26,8 +26,8 @@ from galley.layers.context import BuildContext
 from galley.layers.embedding import Embedding, LMHead
 from galley.layers.linear import Linear
 from galley.layers.norm import RMSNormSpec
-from galley.layers.questions import Matrix, Part
 from galley.layers.shapes import ShapeSource
+from galley.layers.weight_specs import Matrix, Part
 from galley.loader.tensor import Checkpoint
 from galley.models.config import ModelFields, model_fields
 from galley.models.decoder import AnyLayerSpec, Layer, LayerSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from galley.config import ModelInfo
-from galley.layers.questions import Part
+from galley.layers.weight_specs import Part
 from galley.models.config import model_fields
 from galley.models.decoder import DecoderSpec
 from galley.models.llama import decoder, layer, read_sizes

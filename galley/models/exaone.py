@@ -9,7 +9,7 @@ from galley.config import ModelInfo
 from galley.layers.attention import AttentionSpec
 from galley.layers.mlp import MLPSpec
 from galley.layers.norm import RMSNormSpec
-from galley.layers.questions import Part
+from galley.layers.weight_specs import Part
 from galley.models.config import ModelFields, model_fields
 from galley.models.decoder import DecoderSpec, LayerSpec
 from galley.models.llama import Sizes, attention, decoder, layer, mlp, read_sizes, with_attention

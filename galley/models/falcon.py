@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.layers.alibi import alibi_slopes
-from galley.layers.questions import fuse_runs
+from galley.layers.weight_specs import fuse_runs
 from galley.models.config import ModelFields, model_fields, read_rotary
 from galley.models.decoder import AnyLayerSpec, DecoderSpec, LayerSpec, ParallelLayerSpec
 from galley.models.gpt import Sizes, attention, decoder, mlp, read_sizes

@@ -13,8 +13,8 @@ from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
 from galley.layers.mamba2 import Multipliers
 from galley.layers.norm import RMSNormSpec
-from galley.layers.questions import Matrix, Part
 from galley.layers.scale import Multiplier
+from galley.layers.weight_specs import Matrix, Part
 from galley.models.config import ModelFields, model_fields
 from galley.models.decoder import DecoderSpec, LayerSpec, MixerSpec
 from galley.models.llama import Sizes, attention, decoder, read_sizes

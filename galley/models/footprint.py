@@ -24,8 +24,8 @@ from galley.kernels.recorder import record
 from galley.kernels.weight_format import WeightFormat
 from galley.kernels.weights import pack
 from galley.kv.format import KVFormat
-from galley.layers.questions import Matrix, Part, Stack, parts_of
 from galley.layers.shapes import ShapeSource, ShapeWeight
+from galley.layers.weight_specs import Matrix, Part, Stack, parts_of
 from galley.loader.tensor import DENSE_DTYPES, Checkpoint, RawTensor
 from galley.models.decoder import FeedForwardSpec, MixerSpec, Stage
 from galley.models.registry import model_spec

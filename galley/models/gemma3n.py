@@ -25,8 +25,8 @@ from galley.kernels.ops import ForwardContext, Ops, Value
 from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
 from galley.layers.norm import HeadNormSpec, RMSNormSpec
-from galley.layers.questions import Matrix, Part, Vector
 from galley.layers.scale import Multiplier
+from galley.layers.weight_specs import Matrix, Part, Vector
 from galley.layers.weights import WeightSource
 from galley.models.config import (
     ModelFields,

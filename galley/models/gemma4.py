@@ -18,10 +18,10 @@ from galley.layers.context import BuildContext
 from galley.layers.embedding import Embedding
 from galley.layers.linear import Linear
 from galley.layers.norm import HeadNormSpec, NormSpec, RMSNormSpec
-from galley.layers.questions import Matrix, Part, Vector
 from galley.layers.rotary import Rotary
 from galley.layers.scale import Multiplier
 from galley.layers.shared_attention import SharedAttentionSpec
+from galley.layers.weight_specs import Matrix, Part, Vector
 from galley.layers.weights import WeightSource
 from galley.models.config import (
     LayerKind,

@@ -18,7 +18,7 @@ from galley.kernels.ops.experts import Activation
 from galley.layers.context import BuildContext
 from galley.layers.moe import MoESpec
 from galley.layers.norm import NormSpec, RMSNormSpec
-from galley.layers.questions import Part, Vector
+from galley.layers.weight_specs import Part, Vector
 from galley.models.config import ModelFields
 from galley.models.decoder import FeedForwardSpec, LayerSpec
 from galley.models.llama import Sizes
@@ -31,7 +31,7 @@ class Gemma4ExpertsSpec(msgspec.Struct, frozen=True):
     """The block.
 
     Attributes:
-        mlp_norm, mlp_out_norm, experts_norm, experts_out_norm: before and behind the MLP and the
+        mlp_norm, mlp_out_norm, experts_norm, experts_out_norm: before and after the MLP and the
             experts.
         router_norm: of what the router reads; without a weight.
         router_scale: the tensor [hidden] that it is multiplied with, beside hidden ** -0.5.

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.layers.norm import RMSNormSpec
-from galley.layers.questions import fuse
+from galley.layers.weight_specs import fuse
 from galley.models.config import model_fields
 from galley.models.decoder import DecoderSpec, LayerSpec
 from galley.models.llama import Sizes, decoder, layer, mlp, read_sizes, with_fused_qkv

@@ -12,8 +12,8 @@ from galley.layers.attention import AttentionSpec
 from galley.layers.layer_norm import LayerNormSpec
 from galley.layers.norm import NormSpec
 from galley.layers.plain_mlp import PlainMLPSpec
-from galley.layers.questions import Part
 from galley.layers.rotary import Rotary
+from galley.layers.weight_specs import Part
 from galley.loader.fields import MAX_LAYERS
 from galley.models.config import ModelFields
 from galley.models.decoder import AnyLayerSpec, DecoderSpec

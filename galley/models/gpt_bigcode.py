@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.layers.positions import LearnedPositionsSpec
-from galley.layers.questions import Part, fuse, fuse_runs
+from galley.layers.weight_specs import Part, fuse, fuse_runs
 from galley.models.config import model_fields
 from galley.models.decoder import DecoderSpec, LayerSpec
 from galley.models.gpt import attention, decoder, mlp, read_sizes

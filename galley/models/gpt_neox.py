@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from galley.config import ModelInfo
-from galley.layers.questions import fuse_runs
+from galley.layers.weight_specs import fuse_runs
 from galley.models.config import model_fields, read_rotary
 from galley.models.decoder import AnyLayerSpec, DecoderSpec, LayerSpec, ParallelLayerSpec
 from galley.models.gpt import attention, decoder, mlp, read_sizes

@@ -10,8 +10,8 @@ from galley.config import ModelInfo
 from galley.kernels.ops.experts import Activation
 from galley.kernels.ops.route import Score
 from galley.layers.moe import MoESpec
-from galley.layers.questions import Part, Stack
 from galley.layers.rotary import YarnRotary
+from galley.layers.weight_specs import Part, Stack
 from galley.models.config import ModelFields, layer_windows, model_fields
 from galley.models.decoder import DecoderSpec
 from galley.models.llama import Sizes, attention, decoder, layer, read_sizes

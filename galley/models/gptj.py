@@ -1,4 +1,5 @@
-"""GPT-J: neighbours in part of a head rotated, one norm for both parallel blocks, a biased head.
+"""GPT-J: interleaved rotary on a part of each head, attention and MLP in parallel behind one norm,
+and an output head with a bias.
 
 CodeGen is the same with q, k and v in one tensor."""
 
@@ -10,7 +11,7 @@ from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.layers.attention import AttentionSpec
-from galley.layers.questions import fuse_runs
+from galley.layers.weight_specs import fuse_runs
 from galley.models.config import ModelFields, model_fields, read_rotary
 from galley.models.decoder import DecoderSpec, ParallelLayerSpec
 from galley.models.gpt import attention, decoder, mlp, read_sizes

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.layers.norm import RMSNormSpec
-from galley.layers.questions import Part
+from galley.layers.weight_specs import Part
 from galley.models.config import ModelFields, attention_kinds, model_fields, read_rotary, window_of
 from galley.models.decoder import DecoderSpec, LayerSpec
 from galley.models.llama import Sizes, biased_layers, decoder, read_sizes, with_attention

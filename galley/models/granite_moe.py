@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from galley.config import ModelInfo
 from galley.kernels.ops.route import Score
 from galley.layers.mlp import MLPSpec
-from galley.layers.questions import Part, Stack, fuse
+from galley.layers.weight_specs import Part, Stack, fuse
 from galley.models.config import ModelFields, model_fields
 from galley.models.decoder import DecoderSpec, LayerSpec
 from galley.models.granite import with_sinks

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from galley.layers.attention import AttentionSpec
-from galley.layers.questions import Part
 from galley.layers.rotary import Rotary
+from galley.layers.weight_specs import Part
 from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS
 from galley.models.config import ModelFields
 

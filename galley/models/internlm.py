@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.layers.norm import RMSNormSpec
-from galley.layers.questions import fuse_runs
+from galley.layers.weight_specs import fuse_runs
 from galley.models.config import model_fields
 from galley.models.decoder import DecoderSpec, LayerSpec
 from galley.models.llama import attention, decoder, layer, mlp, read_sizes

@@ -9,7 +9,7 @@ from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.layers.alibi import alibi_slopes
 from galley.layers.mlp import MLPSpec
-from galley.layers.questions import Part, fuse
+from galley.layers.weight_specs import Part, fuse
 from galley.models.bert import EPS, attention
 from galley.models.config import model_fields
 from galley.models.decoder import DecoderSpec, PostNormLayerSpec

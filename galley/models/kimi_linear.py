@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.layers.keyed_delta import KeyedDeltaSpec
-from galley.layers.questions import Part
 from galley.layers.rotary import StillRotary
+from galley.layers.weight_specs import Part
 from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS
 from galley.models.config import ModelFields, layer_kinds, model_fields
 from galley.models.decoder import DecoderSpec, LayerSpec, MixerSpec

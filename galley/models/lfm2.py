@@ -8,8 +8,8 @@ from galley.config import ModelInfo
 from galley.kernels.ops.route import Score
 from galley.layers.mlp import MLPSpec
 from galley.layers.norm import HeadNormSpec, RMSNormSpec
-from galley.layers.questions import Part
 from galley.layers.short_conv import ShortConvSpec
+from galley.layers.weight_specs import Part
 from galley.models.config import ModelFields, layer_kinds, model_fields
 from galley.models.decoder import DecoderSpec, FeedForwardSpec, LayerSpec, MixerSpec
 from galley.models.llama import Sizes, attention, decoder, read_sizes

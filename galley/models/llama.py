@@ -14,8 +14,8 @@ from galley.config import ModelInfo
 from galley.layers.attention import AttentionSpec
 from galley.layers.mlp import GatedActivation, MLPSpec
 from galley.layers.norm import HeadNormSpec, RMSNormSpec
-from galley.layers.questions import Part, fuse
 from galley.layers.rotary import Rotary
+from galley.layers.weight_specs import Part, fuse
 from galley.loader.fields import MAX_LAYERS
 from galley.models.config import ModelFields, model_fields, read_rotary
 from galley.models.decoder import AnyLayerSpec, DecoderSpec, LayerSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from galley.config import ModelInfo
 from galley.layers.mamba import MambaSpec
 from galley.layers.norm import RMSNormSpec
-from galley.layers.questions import Part
+from galley.layers.weight_specs import Part
 from galley.loader.fields import MAX_HEAD_DIM, MAX_LAYERS
 from galley.models.config import ModelFields, model_fields
 from galley.models.decoder import DecoderSpec, LayerSpec

@@ -19,7 +19,7 @@ from galley.kernels.ops import ForwardContext, Ops, Value
 from galley.layers.context import BuildContext
 from galley.layers.embedding import LMHead
 from galley.layers.linear import Linear
-from galley.layers.questions import Matrix, Part
+from galley.layers.weight_specs import Matrix, Part
 from galley.loader.fields import MAX_LAYERS
 from galley.loader.tensor import Checkpoint
 from galley.models.config import model_fields

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from galley.config import ModelInfo
 from galley.kernels.ops.route import Score
 from galley.layers.norm import RMSNormSpec
-from galley.layers.questions import Part
+from galley.layers.weight_specs import Part
 from galley.models.config import model_fields
 from galley.models.decoder import DecoderSpec, LayerSpec
 from galley.models.llama import attention, decoder, layer, read_sizes

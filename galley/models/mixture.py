@@ -7,7 +7,7 @@ import msgspec
 from galley.kernels.ops.route import Routing, Score
 from galley.layers.mlp import MLPSpec
 from galley.layers.moe import MoESpec
-from galley.layers.questions import Part, Stack
+from galley.layers.weight_specs import Part, Stack
 from galley.models.config import ModelFields
 
 #: Most experts that a config may ask for, against nonsense.

@@ -19,8 +19,8 @@ from galley.layers.context import BuildContext
 from galley.layers.embedding import Embedding, LMHead
 from galley.layers.linear import Linear
 from galley.layers.norm import RMSNormSpec
-from galley.layers.questions import Matrix, Part, Vector
 from galley.layers.scale import Multiplier
+from galley.layers.weight_specs import Matrix, Part, Vector
 from galley.loader.tensor import Checkpoint
 from galley.models.config import model_fields
 from galley.models.draft_heads import HeadModel, HeadPerDraft, Heads, Target

@@ -8,7 +8,7 @@ from galley.config import ModelInfo
 from galley.layers.attention import AttentionSpec
 from galley.layers.layer_norm import LayerNormSpec
 from galley.layers.mlp import MLPSpec
-from galley.layers.questions import Part, fuse
+from galley.layers.weight_specs import Part, fuse
 from galley.loader.fields import MAX_LAYERS
 from galley.models.config import (
     LayerKind,

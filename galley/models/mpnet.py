@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.layers.distance_bias import DistanceBiasSpec
-from galley.layers.questions import Part
+from galley.layers.weight_specs import Part
 from galley.models.bert import EPS, attention, encoder
 from galley.models.config import model_fields
 from galley.models.decoder import DecoderSpec, PostNormLayerSpec

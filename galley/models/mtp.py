@@ -22,7 +22,7 @@ from galley.kernels.ops import CacheLayer, ForwardContext, Ops, Value
 from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
 from galley.layers.norm import RMSNormSpec
-from galley.layers.questions import Matrix, Part
+from galley.layers.weight_specs import Matrix, Part
 from galley.loader.tensor import Checkpoint
 from galley.models.config import model_fields
 from galley.models.decoder import AnyLayerSpec, DecoderSpec

@@ -8,8 +8,8 @@ from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.layers.norm import HeadNormSpec, RMSNormSpec
 from galley.layers.plain_mlp import PlainMLPSpec
-from galley.layers.questions import Part
 from galley.layers.rotary import BackwardRotary, Rotary
+from galley.layers.weight_specs import Part
 from galley.models.config import model_fields
 from galley.models.decoder import DecoderSpec, LayerSpec
 from galley.models.gpt import read_activation

@@ -11,7 +11,7 @@ from galley.layers.mamba2 import Mamba2Spec
 from galley.layers.moe import MoESpec
 from galley.layers.norm import RMSNormSpec
 from galley.layers.plain_mlp import PlainMLPSpec
-from galley.layers.questions import Part
+from galley.layers.weight_specs import Part
 from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS
 from galley.models.config import ModelFields, layer_kinds, model_fields, read_limits
 from galley.models.decoder import DecoderSpec, LayerSpec

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from galley.config import ModelInfo
 from galley.layers.layer_norm import LayerNormSpec
 from galley.layers.positions import LearnedPositionsSpec
-from galley.layers.questions import Part
+from galley.layers.weight_specs import Part
 from galley.models.config import model_fields
 from galley.models.decoder import AnyLayerSpec, DecoderSpec, LayerSpec, PostNormLayerSpec
 from galley.models.gpt import Sizes, attention, decoder, mlp, read_sizes

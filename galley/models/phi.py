@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.layers.layer_norm import LayerNormSpec
-from galley.layers.questions import fuse
+from galley.layers.weight_specs import fuse
 from galley.models.config import model_fields, read_rotary
 from galley.models.decoder import DecoderSpec, ParallelLayerSpec
 from galley.models.gpt import attention, decoder, mlp, read_sizes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from galley.config import ModelInfo
-from galley.layers.questions import fuse
+from galley.layers.weight_specs import fuse
 from galley.models.config import model_fields
 from galley.models.decoder import DecoderSpec, LayerSpec
 from galley.models.llama import Sizes, attention, decoder, layer, mlp, read_sizes

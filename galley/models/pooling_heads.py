@@ -11,8 +11,8 @@ from galley.config import ModelInfo
 from galley.config.pooling import PoolingSettings, hidden_size, label_names
 from galley.errors import ModelError
 from galley.kernels.adapters import AdapterSite
-from galley.layers.questions import Part
 from galley.layers.sites import Sites
+from galley.layers.weight_specs import Part
 from galley.models.config import model_fields
 
 FUNCTIONS = ("gelu", "gelu_tanh", "relu", "silu", "sigmoid", "tanh")

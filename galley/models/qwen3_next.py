@@ -8,7 +8,7 @@ from galley.config import ModelInfo
 from galley.layers.attention import AttentionSpec
 from galley.layers.gated_delta_net import GatedDeltaNetSpec
 from galley.layers.norm import HeadNormSpec, RMSNormSpec
-from galley.layers.questions import Part, fuse, fuse_runs
+from galley.layers.weight_specs import Part, fuse, fuse_runs
 from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS
 from galley.models.config import ModelFields, layer_kinds, model_fields
 from galley.models.decoder import DecoderSpec, FeedForwardSpec, LayerSpec

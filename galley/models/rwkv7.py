@@ -7,8 +7,8 @@ from msgspec.structs import replace
 from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.layers.layer_norm import LayerNormSpec
-from galley.layers.questions import Part
 from galley.layers.rwkv7 import ChannelMixSpec, FirstValue, Ranks, TimeMixSpec
+from galley.layers.weight_specs import Part
 from galley.loader.fields import MAX_HEAD_DIM, MAX_LAYERS
 from galley.models.config import ModelFields, model_fields
 from galley.models.decoder import AnyLayerSpec, DecoderSpec, LayerSpec

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from galley.config import ModelInfo
 from galley.layers.layer_norm import PerHeadLayerNormSpec
 from galley.layers.mlp import MLPSpec
-from galley.layers.questions import Part
+from galley.layers.weight_specs import Part
 from galley.models.config import model_fields, read_rotary
 from galley.models.decoder import AnyLayerSpec, DecoderSpec, LayerSpec, ParallelLayerSpec
 from galley.models.gpt import Sizes, attention, decoder, read_sizes

@@ -11,7 +11,7 @@ from galley.layers.distance_bias import DistanceBiasSpec
 from galley.layers.mlp import MLPSpec
 from galley.layers.norm import RMSNormSpec
 from galley.layers.plain_mlp import PlainMLPSpec
-from galley.layers.questions import Part
+from galley.layers.weight_specs import Part
 from galley.loader.fields import MAX_LAYERS
 from galley.models.config import ModelFields, model_fields
 from galley.models.decoder import DecoderSpec, FeedForwardSpec, LayerSpec

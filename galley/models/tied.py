@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from galley.layers.norm import NormSpec
-from galley.layers.questions import Part
+from galley.layers.weight_specs import Part
 from galley.models.decoder import AnyLayerSpec, DecoderSpec
 
 

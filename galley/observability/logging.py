@@ -93,12 +93,12 @@ def configure_logging(env: Mapping[str, str] = os.environ) -> None:
 
 def make_formatter(env: Mapping[str, str], stream: TextIO) -> logging.Formatter:
     """The formatter of lines to `stream`. Raises ConfigError for a variable that is not valid."""
-    form = env.get("GALLEY_LOGGING_FORMAT") or "text"
-    if form == "json":
+    format = env.get("GALLEY_LOGGING_FORMAT") or "text"
+    if format == "json":
         return JsonFormatter()
-    if form != "text":
+    if format != "text":
         raise ConfigError(
-            f"GALLEY_LOGGING_FORMAT must be text or json; got {form!r}.",
+            f"GALLEY_LOGGING_FORMAT must be text or json; got {format!r}.",
             field="GALLEY_LOGGING_FORMAT",
         )
     color = _variable(env, "LOGGING_COLOR", "auto")

@@ -30,8 +30,8 @@ from galley.kernels.ops import Weight
 from galley.kernels.weight_format import WeightFormat
 from galley.kernels.weights import PackedWeight
 from galley.kv.format import KVFormat
-from galley.layers.questions import Matrix
 from galley.layers.shapes import ShapeSource
+from galley.layers.weight_specs import Matrix
 from galley.models.decoder import Stage
 from galley.models.registry import model_spec
 from galley.planning.limits import measure_limits

@@ -6,8 +6,7 @@
 The header's checksum is verified at every open, the data's once per boot, on all cores, unless the
 file was written in that boot (`checksum_cache`).
 
-Knows nothing of checkpoints: the file maps the text of a layer's question to the weights that
-answered it.
+Knows nothing of checkpoints: the file maps the text of a matrix's spec to its weights.
 """
 
 from __future__ import annotations
@@ -42,10 +41,10 @@ _ALIGNMENT = 64
 MIN_BYTES_FOR_THREADS = 64 << 20
 
 
-class Answer(msgspec.Struct, frozen=True, eq=False):
-    """The weights that answered one question of a layer."""
+class PackedMatrix(msgspec.Struct, frozen=True, eq=False):
+    """A matrix of a layer by the text of its spec, and its weights: one per format of its parts."""
 
-    question: str
+    spec: str
     weights: list[PackedWeight]
 
 
@@ -56,7 +55,7 @@ class PackedFile(msgspec.Struct, frozen=True, eq=False):
         num_bytes: size of its weights.
     """
 
-    answers: Mapping[str, Answer]
+    matrices: Mapping[str, PackedMatrix]
     num_bytes: int
 
     @staticmethod
@@ -81,20 +80,20 @@ class PackedFile(msgspec.Struct, frozen=True, eq=False):
             return None
 
 
-def write_answers(path: Path, answers: Sequence[Answer]) -> int:
+def write_packed(path: Path, matrices: Sequence[PackedMatrix]) -> int:
     """Write the file atomically; an existing file stays until then. Returns the checksum of its
     header. Raises OSError."""
     offset, entries = 0, []
-    arrays = [packed.data for answer in answers for packed in answer.weights]
-    for answer in answers:
+    arrays = [packed.data for matrix in matrices for packed in matrix.weights]
+    for matrix in matrices:
         weights = []
-        for packed in answer.weights:
+        for packed in matrix.weights:
             fmt, shape = msgspec.structs.asdict(packed.format), list(packed.shape)
             crc = zlib.crc32(packed.data.data)
             weights.append({"format": fmt, "shape": shape, "at": offset, "crc": crc})
             offset += _padded(packed.data.nbytes)
-        entries.append([answer.question, weights])
-    header = json.dumps({"bytes": offset, "answers": entries}).encode()
+        entries.append([matrix.spec, weights])
+    header = json.dumps({"bytes": offset, "matrices": entries}).encode()
     temporary = tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False)  # noqa: SIM115
     try:
         with temporary as f:
@@ -132,19 +131,19 @@ def _read(whole: NDArray[np.uint8]) -> _Content:
     data = whole[_padded(fixed + length) :]
     if len(data) != header["bytes"]:
         raise ValueError(f"{len(data)} bytes of weights, expected {header['bytes']}")
-    answers, checksums, total = {}, [], 0
-    for question, entries in header["answers"]:
+    matrices, checksums, total = {}, [], 0
+    for spec, entries in header["matrices"]:
         weights = [_weight(data, entry) for entry in entries]
         checksums += [entry["crc"] for entry in entries]
         total += sum(packed.data.nbytes for packed in weights)
-        answers[question] = Answer(question, weights)
-    return _Content(PackedFile(answers, total), crc, checksums)
+        matrices[spec] = PackedMatrix(spec, weights)
+    return _Content(PackedFile(matrices, total), crc, checksums)
 
 
 def _verify(content: _Content) -> None:
     """Raises ValueError if the data of any weight differs from what was written."""
-    answers = content.file.answers.values()
-    data = [packed.data.data for answer in answers for packed in answer.weights]
+    matrices = content.file.matrices.values()
+    data = [packed.data.data for matrix in matrices for packed in matrix.weights]
     if content.file.num_bytes < MIN_BYTES_FOR_THREADS:
         checksums = [zlib.crc32(d) for d in data]
     else:

@@ -24,16 +24,16 @@ from galley.config.registries import LOAD_FORMAT_ALIASES
 from galley.kernels import _native
 from galley.kernels.backend import Backend, Dense
 from galley.kernels.ops import Constant, RankGroup, SingleRank, Weight
-from galley.layers.questions import Matrix, Vector
+from galley.layers.weight_specs import Matrix, Vector
 from galley.layers.weights import L, WeightSource
 from galley.loader.tensor import RawTensor
 from galley.runner import cache_files
 from galley.runner.checksum_cache import mark_when_settled
-from galley.runner.packed_file import Answer, PackedFile, write_answers
+from galley.runner.packed_file import PackedFile, PackedMatrix, write_packed
 
 log = logging.getLogger(__name__)
 
-VERSION = 5
+VERSION = 6
 #: Smaller models are packed quickly enough without a cache.
 MIN_BYTES = 16 * 2**20
 #: So many bytes at both ends of a file are part of the key: headers, and the last weights.
@@ -47,7 +47,7 @@ class CacheMiss(Exception):
 
 
 class CachedWeights(ABC):
-    """A `WeightSource` that answers for matrices by `matrix` and delegates the rest."""
+    """A `WeightSource` that makes matrices by `matrix` and delegates the rest."""
 
     def __init__(self, source: WeightSource, backend: Backend) -> None:
         self.group = source.group
@@ -78,7 +78,7 @@ class CachedWeights(ABC):
 
 
 class RecordingWeights(CachedWeights):
-    """Answers from the source and remembers the answers.
+    """Takes weights from the source and remembers matrices.
 
     Attributes:
         num_bytes: size of the weights so far, as the backend holds them.
@@ -87,7 +87,7 @@ class RecordingWeights(CachedWeights):
     def __init__(self, source: WeightSource, backend: Backend) -> None:
         super().__init__(source, backend)
         self.num_bytes = 0
-        self._answers: list[Answer] = []
+        self._matrices: list[PackedMatrix] = []
 
     def matrix(self, matrix: Matrix) -> list[Weight]:
         weights = self._source.matrix(matrix)
@@ -96,7 +96,7 @@ class RecordingWeights(CachedWeights):
             self.num_bytes += 4 * weight.shape[0] * weight.shape[1] if p is None else p.data.nbytes
         cacheable = [p for p in packed if p is not None]
         if len(cacheable) == len(packed):
-            self._answers.append(Answer(str(matrix), cacheable))
+            self._matrices.append(PackedMatrix(str(matrix), cacheable))
         return weights
 
     def load(self, read: Callable[[Dense, Mapping[str, RawTensor]], L]) -> L | None:
@@ -105,14 +105,14 @@ class RecordingWeights(CachedWeights):
         return loaded
 
     def write(self, path: Path, limit: int | None = None) -> None:
-        """Write the answers to a file, unless the model is small or there is no room.
+        """Write the matrices to a file, unless the model is small or there is no room.
 
         A backend that packs nothing writes no file.
 
         Args:
             limit: bytes of all cached files together; None: half of the disk.
         """
-        if not self._answers or self.num_bytes < MIN_BYTES:
+        if not self._matrices or self.num_bytes < MIN_BYTES:
             return
         folder = path.parent
         try:
@@ -121,23 +121,23 @@ class RecordingWeights(CachedWeights):
             if not cache_files.make_room(folder, self.num_bytes, limit):
                 log.info("No room for packed weights in %s.", folder)
                 return
-            mark_when_settled(path, write_answers(path, self._answers))
+            mark_when_settled(path, write_packed(path, self._matrices))
         except OSError as error:
             log.info("Packed weights cannot be written to %s: %s", folder, error)
 
 
 class StoredWeights(CachedWeights):
-    """Answers from a file; raises CacheMiss where the file has no answer."""
+    """Takes matrices from a file; raises CacheMiss for one that the file does not hold."""
 
     def __init__(self, file: PackedFile, source: WeightSource, backend: Backend) -> None:
         super().__init__(source, backend)
         self._file = file
 
     def matrix(self, matrix: Matrix) -> list[Weight]:
-        answer = self._file.answers.get(str(matrix))
-        if answer is None:
+        stored = self._file.matrices.get(str(matrix))
+        if stored is None:
             raise CacheMiss(str(matrix))
-        return [self._backend.from_packed(packed) for packed in answer.weights]
+        return [self._backend.from_packed(packed) for packed in stored.weights]
 
 
 def configured_path(

@@ -92,16 +92,16 @@ async def search(
             f"more than the {limits.max_logprobs} allowed (--max-logprobs).",
             field="n",
         )
-    form = request.structured_params()
-    if form is not None:
-        await check_constraint(ctx, form, request)
+    constraint = request.structured_params()
+    if constraint is not None:
+        await check_constraint(ctx, constraint, request)
     params = BeamSearchParams(
         beam_width=width,
         max_tokens=room if max_tokens is None else min(max_tokens, room),
         ignore_eos=request.ignore_eos,
         length_penalty=1.0 if request.length_penalty is None else request.length_penalty,
         include_stop_str_in_output=request.include_stop_str_in_output,
-        structured_outputs=form,
+        structured_outputs=constraint,
     )
     beams = BeamSearch(ids, params, limits.eos_token_ids)
     cached = 0
@@ -125,11 +125,11 @@ def _steps(
     """A request for the next token of each beam."""
 
     async def step(ids: list[int], params: SamplingParams, number: int) -> OutputStream:
-        form: TokensPrompt = {"prompt_token_ids": ids}
+        engine_prompt: TokensPrompt = {"prompt_token_ids": ids}
         if request.cache_salt is not None:
-            form["cache_salt"] = request.cache_salt
+            engine_prompt["cache_salt"] = request.cache_salt
         return ctx.engine.generate(
-            form,
+            engine_prompt,
             params,
             f"{name}-beam-{number}",
             priority=request.priority,

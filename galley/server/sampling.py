@@ -140,14 +140,14 @@ async def checked(
         if params.truncate_prompt_tokens is None:
             _check_length(ctx, prompt)
         ids = await asyncio.to_thread(ctx.tokenizer.encode, prompt, add_special_tokens)
-    form: dict[str, Any] = {} if ids is None else {"prompt_token_ids": ids}
+    engine_prompt: dict[str, Any] = {} if ids is None else {"prompt_token_ids": ids}
     if isinstance(prompt, dict):
-        form.update(prompt)
+        engine_prompt.update(prompt)
     if isinstance(prompt, str):
-        form["prompt"] = prompt
+        engine_prompt["prompt"] = prompt
     if request.cache_salt is not None:
-        form["cache_salt"] = request.cache_salt
-    return cast(TokensPrompt, form), params
+        engine_prompt["cache_salt"] = request.cache_salt
+    return cast(TokensPrompt, engine_prompt), params
 
 
 async def check_constraint(

@@ -144,9 +144,9 @@ def _constraint(
         if text is None or spelling is None or not spelling.marked:
             return _Constraint(given)
         tag = tag_of(use.tools, use.choice, spelling, text)
-        form = msgspec.json.encode(tag).decode()
+        encoded = msgspec.json.encode(tag).decode()
         options = {"json": None, "json_object": None, "special_tokens": special}
-        return _Constraint(msgspec.structs.replace(given, structural_tag=form, **options))
+        return _Constraint(msgspec.structs.replace(given, structural_tag=encoded, **options))
     if spelling is None:
         raise Unsupported(
             "strict functions are not supported by the tool call parser "
@@ -156,9 +156,9 @@ def _constraint(
         )
     thinking = _thinking_tokens(ctx, prompt)
     tag = tag_of(use.tools, use.choice, spelling, tokens=tuple(thinking))
-    form = msgspec.json.encode(tag).decode()
+    encoded = msgspec.json.encode(tag).decode()
     params = StructuredOutputsParams(
-        structural_tag=form, special_tokens={**thinking, **(special or {})}, source="tools"
+        structural_tag=encoded, special_tokens={**thinking, **(special or {})}, source="tools"
     )
     return _Constraint(params, spelling.whole)
 

@@ -132,7 +132,7 @@ def test_a_cache_file_of_wrong_sizes_is_rebuilt(bench: Bench, wrong: Any) -> Non
     data = seed.files["w"]
     length = struct.unpack_from("<Q", data, 8)[0]
     header = json.loads(data[20 : 20 + length])
-    header["answers"][0][1][0]["shape"] = [wrong, 32]
+    header["matrices"][0][1][0]["shape"] = [wrong, 32]
     text = json.dumps(header).encode()
     head = data[:8] + struct.pack("<QI", len(text), zlib.crc32(text)) + text
     rest = data[-(-(20 + length) // 64) * 64 :]

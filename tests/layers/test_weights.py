@@ -14,7 +14,7 @@ from galley.kernels.reference import ReferenceBackend, ReferenceOps
 from galley.layers.context import BuildContext
 from galley.layers.linear import Linear
 from galley.layers.mlp import MLPSpec
-from galley.layers.questions import Matrix, Part, Vector, fuse, fuse_runs
+from galley.layers.weight_specs import Matrix, Part, Vector, fuse, fuse_runs
 from galley.layers.weights import CheckpointWeights
 from galley.loader.tensor import RawTensor
 from tests.models.checkpoints import quantized

@@ -12,9 +12,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from galley.config import LoadConfig, ModelConfig
-from galley.layers.questions import Part
 from galley.layers.shapes import ShapeSource
 from galley.layers.sites import SiteTensors
+from galley.layers.weight_specs import Part
 from galley.loader import read_model_info, resolve_source
 from galley.models.decoder import Stage
 from galley.models.registry import model_spec

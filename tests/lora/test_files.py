@@ -12,8 +12,8 @@ import pytest
 
 from galley.config import ModelInfo
 from galley.errors import ModelError
-from galley.layers.questions import Matrix, Part
 from galley.layers.sites import Sites
+from galley.layers.weight_specs import Matrix, Part
 from galley.loader.hf_info import info_of_directory
 from galley.lora import AdapterFolder, pack_adapter, read_adapter
 from tests.lora.checkpoints import WEIGHTS, llama, save_adapter, save_base

@@ -10,8 +10,8 @@ import pytest
 
 from galley.kernels.backend import open_backend
 from galley.kv.format import KVFormat
-from galley.layers.questions import Matrix, Part
 from galley.layers.shapes import ShapeSource
+from galley.layers.weight_specs import Matrix, Part
 from galley.loader.tensor import RawTensor
 from galley.models.decoder import Stage
 from galley.models.footprint import measure, weight_bytes

@@ -15,7 +15,7 @@ from galley.kernels.weights import pack
 from galley.quant import QuantizedWeight
 from galley.runner import cache_files
 from galley.runner.cache_files import list_files, make_room, mark_used, remove, shrink
-from galley.runner.packed_file import Answer, PackedFile, write_answers
+from galley.runner.packed_file import PackedFile, PackedMatrix, write_packed
 from galley.runner.weight_cache import _label
 
 
@@ -54,10 +54,10 @@ def test_a_file_in_use_is_not_removed(tmp_path):
     """Its lock ends with the last reference to its weights."""
     weight = pack(QuantizedWeight(dense=np.ones((48, 64), np.float32)), "bf16")
     path = tmp_path / "m-aa-bb.packed"
-    write_answers(path, [Answer("rows a[48, 64]", [weight])])
+    write_packed(path, [PackedMatrix("rows a[48, 64]", [weight])])
     os.utime(path, (0, 0))
     fill(tmp_path, other=5)
-    weights = PackedFile.open(path).answers["rows a[48, 64]"].weights[0].data
+    weights = PackedFile.open(path).matrices["rows a[48, 64]"].weights[0].data
     assert not remove(path)
     assert [file.model for file in shrink(tmp_path, 0)] == ["other"]
     assert not make_room(tmp_path, 100, limit=path.stat().st_size + 99)
@@ -87,12 +87,12 @@ def test_a_full_disk_removes_no_file_in_vain(tmp_path, monkeypatch):
 
 def test_starts_at_the_same_time_write_one_whole_file(tmp_path):
     weight = pack(QuantizedWeight(dense=np.ones((512, 512), np.float32)), "bf16")
-    answers, path = [Answer("q", [weight])], tmp_path / "w.packed"
+    matrices, path = [PackedMatrix("q", [weight])], tmp_path / "w.packed"
 
     def start(_: int) -> bool:
-        write_answers(path, answers)
+        write_packed(path, matrices)
         file = PackedFile.open(path)
-        return file is not None and np.array_equal(file.answers["q"].weights[0].data, weight.data)
+        return file is not None and np.array_equal(file.matrices["q"].weights[0].data, weight.data)
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(start, range(32)))

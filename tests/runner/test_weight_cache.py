@@ -18,7 +18,7 @@ import pytest
 from galley import LLM
 from galley.kernels.backend import open_backend
 from galley.kernels.weights import pack
-from galley.layers.questions import Matrix, Part
+from galley.layers.weight_specs import Matrix, Part
 from galley.loader import open_checkpoint
 from galley.loader.source import Source, default_model
 from galley.models.decoder import Stage
@@ -26,29 +26,32 @@ from galley.quant import QuantizedWeight
 from galley.runner import checksum_cache, packed_file
 from galley.runner.cache_files import cache_root
 from galley.runner.load import load_model
-from galley.runner.packed_file import Answer, PackedFile, write_answers
+from galley.runner.packed_file import PackedFile, PackedMatrix, write_packed
 from galley.runner.weight_cache import cache_path
 from tests.small_model import small_model
 
 
 @pytest.fixture
-def answers():
+def matrices():
     rng = np.random.default_rng(0)
     weights = [
         pack(QuantizedWeight(dense=rng.normal(size=(n, 64)).astype(np.float32)), dense)
         for n, dense in ((48, "bf16"), (7, "f32"))
     ]
-    return [Answer("rows a[48, 64] b[7, 64]", weights), Answer("table t[7, 64]", weights[1:])]
+    return [
+        PackedMatrix("rows a[48, 64] b[7, 64]", weights),
+        PackedMatrix("table t[7, 64]", weights[1:]),
+    ]
 
 
-def test_written_weights_are_read_back(tmp_path, answers):
+def test_written_weights_are_read_back(tmp_path, matrices):
     path = tmp_path / "w.packed"
-    write_answers(path, answers)
+    write_packed(path, matrices)
     file = PackedFile.open(path)
-    assert file.num_bytes == sum(p.data.nbytes for a in answers for p in a.weights)
-    for answer in answers:
-        got = file.answers[answer.question]
-        for ours, theirs in zip(answer.weights, got.weights, strict=True):
+    assert file.num_bytes == sum(p.data.nbytes for m in matrices for p in m.weights)
+    for matrix in matrices:
+        got = file.matrices[matrix.spec]
+        for ours, theirs in zip(matrix.weights, got.weights, strict=True):
             assert theirs.format == ours.format
             assert theirs.shape == ours.shape
             assert np.array_equal(theirs.data, ours.data)
@@ -56,9 +59,9 @@ def test_written_weights_are_read_back(tmp_path, answers):
 
 
 @pytest.mark.parametrize("at", [0, 9, 30, 300, -8192, -700, -1])
-def test_a_changed_byte_is_noticed(tmp_path, answers, at, caplog):
+def test_a_changed_byte_is_noticed(tmp_path, matrices, at, caplog):
     path = tmp_path / "w.packed"
-    write_answers(path, answers)
+    write_packed(path, matrices)
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
@@ -67,18 +70,18 @@ def test_a_changed_byte_is_noticed(tmp_path, answers, at, caplog):
 
 
 @pytest.mark.parametrize("size", [0, 5, 20, 200, -64, -1])
-def test_a_cut_file_is_noticed(tmp_path, answers, size):
+def test_a_cut_file_is_noticed(tmp_path, matrices, size):
     path = tmp_path / "w.packed"
-    write_answers(path, answers)
+    write_packed(path, matrices)
     path.write_bytes(path.read_bytes()[:size])
     assert PackedFile.open(path) is None
 
 
 @pytest.fixture
-def old_file(tmp_path, answers, monkeypatch):
+def old_file(tmp_path, matrices, monkeypatch):
     """A file that changed long enough ago for its checksum to be recorded."""
     path = tmp_path / "w.packed"
-    write_answers(path, answers)
+    write_packed(path, matrices)
     monkeypatch.setattr(checksum_cache, "SETTLED_NS", -1)
     return path
 
@@ -140,23 +143,23 @@ def test_any_change_to_a_verified_file_is_noticed(old_file, monkeypatch, change)
     assert checked(old_file, monkeypatch) is None
 
 
-def test_a_file_that_has_just_changed_is_verified_each_time(tmp_path, answers, monkeypatch):
+def test_a_file_that_has_just_changed_is_verified_each_time(tmp_path, matrices, monkeypatch):
     """It might change again with the same ctime."""
     path = tmp_path / "w.packed"
-    write_answers(path, answers)
+    write_packed(path, matrices)
     monkeypatch.setattr(checksum_cache, "SETTLED_NS", 10**15)
     assert [checked(path, monkeypatch) for _ in range(2)] == [True, True]
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("change", [None, _write, _replace])
-def test_a_file_that_was_written_here_is_not_read_again(tmp_path, answers, monkeypatch, change):
+def test_a_file_that_was_written_here_is_not_read_again(tmp_path, matrices, monkeypatch, change):
     path = tmp_path / "w.packed"
     timers = []
     monkeypatch.setattr(
         checksum_cache.threading, "Timer", lambda _, run: timers.append(run) or Mock()
     )
-    checksum_cache.mark_when_settled(path, write_answers(path, answers))
+    checksum_cache.mark_when_settled(path, write_packed(path, matrices))
     monkeypatch.setattr(checksum_cache, "SETTLED_NS", -1)
     if change is not None:
         change(path, path.read_bytes())
@@ -201,7 +204,7 @@ def load(path: Path, name: str = "cpu", group=None):
     return loaded, cached
 
 
-def matrices(model):
+def packed_linears(model):
     layer = model.layers[29]
     linears = (layer.mixer.qkv, layer.mixer.out, layer.mlp.gate_up, layer.mlp.down)
     return [w for linear in linears for w in linear.weights] + [model.embedding.weight]
@@ -222,10 +225,10 @@ def test_the_second_start_maps_the_packed_weights_of_the_first(model_file):
     assert not first.from_cache
     assert second.from_cache
     assert second.weight_bytes == first.weight_bytes > 90e6
-    for ours, theirs in zip(matrices(first.model), matrices(second.model), strict=True):
+    for ours, theirs in zip(packed_linears(first.model), packed_linears(second.model), strict=True):
         assert theirs.format == ours.format
         assert np.array_equal(theirs.data, ours.data)
-    assert not matrices(second.model)[0].data.flags.writeable
+    assert not packed_linears(second.model)[0].data.flags.writeable
 
     del second, theirs  # a mapped file is not removed
     gc.collect()
@@ -266,7 +269,8 @@ def test_each_rank_has_packed_weights_of_its_own(model_file):
     for rank, (first, _) in zip(ranks, fresh, strict=True):
         again, _ = load(model_file, group=rank)
         assert (first.from_cache, again.from_cache) == (False, True)
-        for ours, theirs in zip(matrices(first.model), matrices(again.model), strict=True):
+        ours_and_theirs = zip(packed_linears(first.model), packed_linears(again.model), strict=True)
+        for ours, theirs in ours_and_theirs:
             assert theirs.shape == ours.shape
             assert np.array_equal(theirs.data, ours.data)
         assert again.weight_bytes < whole.weight_bytes
@@ -275,7 +279,7 @@ def test_each_rank_has_packed_weights_of_its_own(model_file):
 
 def test_a_question_says_how_the_matrix_is_cut_and_ordered():
     a, b = Part("a", (64, 32)), Part("a", (64, 32), (0, 32))
-    questions = [
+    specs = [
         Matrix((a,)),
         Matrix((b,)),
         Matrix((a,), "outputs"),
@@ -283,15 +287,15 @@ def test_a_question_says_how_the_matrix_is_cut_and_ordered():
         Matrix((a, a)),
         Matrix((a, a), interleave=16),
     ]
-    assert len({str(question) for question in questions}) == len(questions)
+    assert len({str(spec) for spec in specs}) == len(specs)
 
 
-def test_a_file_without_the_answers_is_replaced(model_file, answers):
+def test_a_file_without_the_matrices_is_replaced(model_file, matrices):
     checkpoint = open_checkpoint(Source(model_file, "gguf", "m"))
     backend = open_backend("cpu", "bf16", threads=1)
     path = cache_path(checkpoint.model_info, backend, "bf16")
     path.parent.mkdir(parents=True)
-    write_answers(path, answers)
+    write_packed(path, matrices)
     assert not load(model_file)[0].from_cache
     assert load(model_file)[0].from_cache
 

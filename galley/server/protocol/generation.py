@@ -114,16 +114,16 @@ class StructuredFields(SamplingFields, kw_only=True):
 
     def _constraint(self, name: str) -> dict[str, Any]:
         if name == self.format_field:
-            form = params_of_format(self.response_format)
+            constraint = params_of_format(self.response_format)
             inside = "json_schema.schema" if name == "response_format" else "format.schema"
-            return {**form, "source": f"{name}.{inside}" if "json" in form else name}
+            return {**constraint, "source": f"{name}.{inside}" if "json" in constraint else name}
         if name == "structured_outputs":
             assert self.structured_outputs is not None
             return msgspec.structs.asdict(self.structured_outputs)
         warn_older(name)
         pattern = self.guided_whitespace_pattern
-        form = {OLDER[name]: getattr(self, name), "whitespace_pattern": pattern}
-        return {**form, "source": name}
+        constraint = {OLDER[name]: getattr(self, name), "whitespace_pattern": pattern}
+        return {**constraint, "source": name}
 
 
 class GenerationFields(StructuredFields, kw_only=True):

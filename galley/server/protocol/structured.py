@@ -69,10 +69,9 @@ class TextConfig(msgspec.Struct):
 
     @property
     def response_format(self) -> ResponseFormat | None:
-        form = self.format
-        if isinstance(form, NamedSchemaFormat):
-            return JsonSchemaFormat(JsonSchema(form.name, form.schema))
-        return form
+        if isinstance(self.format, NamedSchemaFormat):
+            return JsonSchemaFormat(JsonSchema(self.format.name, self.format.schema))
+        return self.format
 
 
 class SchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema"):

@@ -98,11 +98,11 @@ async def _outputs(
 
     async def start(i: int, prompt: list[int]) -> OutputStream:
         ctx.admit()
-        form: dict[str, Any] = {"prompt_token_ids": prompt}
+        engine_prompt: dict[str, Any] = {"prompt_token_ids": prompt}
         if request.cache_salt is not None:
-            form["cache_salt"] = request.cache_salt
+            engine_prompt["cache_salt"] = request.cache_salt
         return ctx.engine.generate(
-            cast(TokensPrompt, form),
+            cast(TokensPrompt, engine_prompt),
             params,
             f"{id}-{i}",
             priority=request.priority,

@@ -799,7 +799,7 @@ def _packed() -> Seed:
     """A file of packed weights, as the cache on disk keeps them."""
     from galley.kernels.weights import pack
     from galley.quant import QuantizedWeight
-    from galley.runner.packed_file import Answer, write_answers
+    from galley.runner.packed_file import PackedMatrix, write_packed
 
     rng = np.random.default_rng(0)
     dense = pack(QuantizedWeight(dense=rng.standard_normal((8, 32)).astype(np.float32)), "bf16")
@@ -808,6 +808,6 @@ def _packed() -> Seed:
     coded = pack(QuantizedWeight(q=codes, bits=4, group=32, zero=8, scale=scale), "bf16")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "w"
-        write_answers(path, [Answer("table", [dense]), Answer("rows", [coded, dense])])
+        write_packed(path, [PackedMatrix("table", [dense]), PackedMatrix("rows", [coded, dense])])
         data = path.read_bytes()
     return Seed("packed", "weights", {"w": data}, ["w"], header={"w": 500})

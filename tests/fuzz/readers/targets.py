@@ -18,9 +18,9 @@ from galley.config import ModelConfig, ModelInfo
 from galley.config.resolve import Machine, from_kwargs, resolve
 from galley.config.speculative import SpeculativeSettings
 from galley.kernels.backend import Backend, Model, open_backend
-from galley.layers.questions import Part
 from galley.layers.shapes import ShapeSource
 from galley.layers.sites import Sites
+from galley.layers.weight_specs import Part
 from galley.loader import Source, open_checkpoint, read_model_info
 from galley.lora import pack_adapter, read_adapter
 from galley.models.decoder import Stage
@@ -149,8 +149,8 @@ def packed(folder: Path) -> None:
     opened = PackedFile.open(folder / "w")
     if opened is None:
         raise Refused
-    for answer in opened.answers.values():
-        for weight in answer.weights:
+    for matrix in opened.matrices.values():
+        for weight in matrix.weights:
             weight.unpack()
 
 

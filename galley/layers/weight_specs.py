@@ -1,7 +1,7 @@
-"""A layer's requests to a `WeightSource`: a matrix or a vector, by the checkpoint's names.
+"""Specs of a layer's weights: a matrix or a vector, by the checkpoint's names.
 
-A question is plain data: it can be answered from a checkpoint, from a cache, or with shapes alone,
-and it says which outputs of the layer belong to which tensor.
+A spec is plain data: a `WeightSource` makes the weights from a checkpoint, from a cache, or with
+shapes alone. It says which outputs of the layer belong to which tensor.
 """
 
 from __future__ import annotations
@@ -196,11 +196,11 @@ class Vector(msgspec.Struct, frozen=True):
     rows: tuple[int, ...] = ()
 
 
-def parts_of(question: Matrix | Vector) -> list[tuple[Part, ...]]:
+def parts_of(spec: Matrix | Vector) -> list[tuple[Part, ...]]:
     """The parts of each expert's matrix or vector; of the only one where there are no experts."""
-    if not question.experts:
-        return [question.parts]
-    return [tuple(part.of_expert(i) for part in question.parts) for i in range(question.experts)]
+    if not spec.experts:
+        return [spec.parts]
+    return [tuple(part.of_expert(i) for part in spec.parts) for i in range(spec.experts)]
 
 
 def fuse(name: str, parts: Sequence[Part], *, transposed: bool = False) -> list[Part]:
