@@ -19,9 +19,13 @@ import pytest
 
 from benchmarks import tiny
 from benchmarks.served import ROOT, SMALL, serve
+from galley import LLM
+from galley.cli.main import main
 from galley.cli.serve import parser
 from galley.config.server import ServerConfig
+from galley.errors import GalleyError
 from galley.loader.source import default_model
+from tests.small_model import small_model
 
 #: Flag → its default as shown in the help; None: refused, with a reason.
 FLAGS = {
@@ -36,14 +40,9 @@ FLAGS = {
 }
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-
-
 def python(code: str) -> str:
-    done = run("-c", textwrap.dedent(code))
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -74,7 +73,9 @@ def test_one_command_serves_a_folder(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("command", [("serve",), ("bench", "serve")])
-def test_help_by_group_and_flag(command: tuple[str, ...], topic: str, words: list[str]) -> None:
+def test_help_by_group_and_flag(
+    command: tuple[str, ...], topic: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Checklist 160."""
     if command != ("serve",):
         topic, words = {
@@ -83,9 +84,11 @@ def test_help_by_group_and_flag(command: tuple[str, ...], topic: str, words: lis
             "Frontend": ("Arrivals", ["--request-rate", "--burstiness"]),
             "max-num-seqs": ("request-rate", ["--request-rate"]),
         }[topic]
-    done = run("-m", "galley", *command, f"--help={topic}" if topic else "--help")
-    assert done.returncode == 0
-    assert all(word in done.stdout for word in words), done.stdout
+    with pytest.raises(SystemExit) as ended:
+        main([*command, f"--help={topic}" if topic else "--help"])
+    assert not ended.value.code
+    told = capsys.readouterr().out
+    assert all(word in told for word in words), told
 
 
 @pytest.mark.parametrize("flag", FLAGS)
@@ -103,24 +106,26 @@ def test_the_help_of_a_flag_shows_its_default(
         assert f"(default: {default})" in told
 
 
-def test_what_needs_more_devices_or_another_format_says_so() -> None:
+def test_what_needs_more_devices_or_another_format_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Checklist 159."""
     for words, reason in (
         (("--tensor-parallel-size", "4", "--max-model-len", "4096"), "one rank"),
         (("--quantization", "awq"), "Weights are used in its format"),
     ):
-        done = run("-m", "galley", "serve", str(default_model()), *words)
-        assert done.returncode == 2
-        assert words[0] in done.stderr
-        assert reason in done.stderr
-        assert done.stderr.count("\n") == 1
+        assert main(["serve", str(default_model()), *words]) == 2
+        said = capsys.readouterr().err
+        assert words[0] in said
+        assert reason in said
+        assert said.count("\n") == 1
 
 
 class Load:
     """The answers of a server with some flags to the same four requests."""
 
     def __init__(self, *flags: str) -> None:
-        with serve(*SMALL, *flags) as server:
+        with serve(str(small_model()), *SMALL, *flags) as server:
             words = "One two three four five six seven. " * 20
             body = {"prompt": [words] * 4, "max_tokens": 4, "temperature": 0}
             reply = httpx.post(server.url + "/v1/completions", json=body, timeout=120)
@@ -151,19 +156,10 @@ def test_each_flag_has_its_effect() -> None:
     queued = "vllm:request_queue_time_seconds"
     assert other.metrics.mean(queued) > plain.metrics.mean(queued)
     assert [load.late.status_code for load in (plain, other)] == [200, 200]
-    for share, words in (("0.9", "KV cache"), ("0.0001", "gpu_memory_utilization")):
-        done = python(
-            f"""
-            from galley import LLM
-            from galley.errors import GalleyError
-            try:
-                with LLM(gpu_memory_utilization={share}, max_model_len=512) as llm:
-                    print("KV cache", llm.generate("Hi", use_tqdm=False)[0].outputs[0].text)
-            except GalleyError as error:
-                print(error)
-            """
-        )
-        assert words in done
+    with LLM(str(small_model()), gpu_memory_utilization=0.9, max_model_len=512) as llm:
+        assert llm.generate("Hi", use_tqdm=False)[0].outputs[0].token_ids
+    with pytest.raises(GalleyError, match="gpu_memory_utilization"):
+        LLM(str(small_model()), gpu_memory_utilization=0.0001, max_model_len=512)
 
 
 # ---------------------------------------------------------------- one import

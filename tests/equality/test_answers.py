@@ -1,9 +1,9 @@
 """One request, one answer: alone or among others, however it is computed.
 
 Every test compares with `==` against the same requests run alone, and asserts that what it is
-about took place. All of it runs twice: with the local executor, and through the loopback executor
-that packs every plan and result into bytes and keeps tables of its own. The model has two layers;
-one test runs the whole built-in model.
+about took place. Batches, hits and preemption run twice: with the local executor, and through the
+loopback executor that packs every plan and result into bytes and keeps tables of its own. The model
+has two layers; one test runs the whole built-in model.
 """
 
 import pytest
@@ -47,7 +47,7 @@ def run(llm: LLM, order: list[int] | None = None, count: int = 32) -> list:
     return answers
 
 
-def make(executor: str, **flags) -> LLM:
+def make(executor: str = "uni", **flags) -> LLM:
     given = {**COMMON, "distributed_executor_backend": executor, **flags}
     return LLM(str(small_model()), **given)
 
@@ -55,8 +55,8 @@ def make(executor: str, **flags) -> LLM:
 def test_the_whole_model():
     with LLM(**COMMON) as llm:
         events = watch(llm)
-        assert run(llm, count=20) == each_alone("", 20)
-        assert events.most_rows == 20
+        assert run(llm, count=10) == each_alone("", 10)
+        assert events.most_rows == 10
 
 
 def test_in_a_batch_of_64(executor, alone):
@@ -66,7 +66,9 @@ def test_in_a_batch_of_64(executor, alone):
         assert events.most_rows == 64
 
 
-@pytest.mark.parametrize("budget", [16, 33, 256, 2048])
+@pytest.mark.parametrize(
+    ("executor", "budget"), [("uni", 16), ("loopback", 33), ("loopback", 256), ("uni", 2048)]
+)
 def test_any_token_budget(executor, alone, budget):
     with make(executor, max_num_batched_tokens=budget, max_num_seqs=min(budget, 24)) as llm:
         events = watch(llm)
@@ -86,8 +88,8 @@ def test_prefix_cache_cold_hit_and_partly_evicted(executor, alone):
         assert kv.pool.num_evicted > 0
 
 
-def test_prefix_cache_off(executor, alone):
-    with make(executor, enable_prefix_caching=False) as llm:
+def test_prefix_cache_off(alone):
+    with make(enable_prefix_caching=False) as llm:
         assert run(llm) == alone[:32]
         assert llm._core.scheduler.kv.counters.prefix_hits == 0
 
@@ -99,12 +101,12 @@ def test_under_preemption(executor, alone):
 
 
 @pytest.mark.parametrize("flags", [{"block_size": 64}, {"num_threads": 1}, {"enforce_eager": True}])
-def test_blocks_threads_and_op_by_op(executor, alone, flags):
-    with make(executor, **flags) as llm:
+def test_blocks_threads_and_op_by_op(alone, flags):
+    with make(**flags) as llm:
         assert run(llm) == alone[:32]
 
 
-@pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.parametrize(("executor", "level"), [("uni", 1), ("loopback", 2)])
 def test_after_sleep(executor, alone, level):
     with make(executor) as llm:
         run(llm, list(range(8)))
@@ -113,8 +115,8 @@ def test_after_sleep(executor, alone, level):
         assert run(llm) == alone[:32]
 
 
-def test_streamed_pieces_add_up(executor, alone):
-    with make(executor) as llm:
+def test_streamed_pieces_add_up(alone):
+    with make() as llm:
         for i in (0, 2, 5, 9):
             ids: list[int] = []
             text = ""

@@ -17,6 +17,8 @@ from tests.launcher.serving import Server
 from tests.small_model import small_model
 
 COUNT = 64
+#: Those that are asked alone over HTTP, too: every style, chats and texts.
+ONCE_MORE = range(0, COUNT, 3)
 MODEL = "SmolLM2-135M-Instruct"
 #: What the client's own signature has; the rest are extensions.
 OPENAI = {"temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "logit_bias"}
@@ -113,5 +115,5 @@ def test_many_clients_one_client_and_no_server(server: Server) -> None:
     assert taken < COUNT * MAX_TOKENS / 4, "they were computed together"
     assert len({json.dumps(answer) for answer in together}) > COUNT / 2
     assert {len(ids) for ids, *_ in together} == {MAX_TOKENS}
-    assert [ask(server.url, i) for i in range(COUNT)] == together
+    assert [ask(server.url, i) for i in ONCE_MORE] == [together[i] for i in ONCE_MORE]
     assert offline() == together

@@ -1,6 +1,6 @@
 """Hub names: which files are fetched, from where, and the errors if they cannot be.
 
-The library reads its settings when it is imported, so each question is asked in a process of its
+The library reads its settings when it is imported, so questions are asked in a process of their
 own, against a hub on this machine.
 """
 
@@ -45,17 +45,19 @@ import json, sys
 from galley.config import LoadConfig, ModelConfig
 from galley.errors import ModelError
 from galley.loader import resolve_source, resolve_tokenizer
-arguments = json.loads(sys.argv[1])
-config, load = ModelConfig(**arguments["model"]), LoadConfig(**arguments["load"])
-try:
-    if config.tokenizer:
-        answer = {"path": str(resolve_tokenizer(config, load, None))}
-    else:
-        source = resolve_source(config, load)
-        answer = {"path": str(source.path), "format": source.format, "name": source.name}
-except ModelError as error:
-    answer = {"error": error.message, "field": error.field}
-print(json.dumps(answer))
+models, load = json.loads(sys.argv[1])
+load = LoadConfig(**load)
+for model in models:
+    config = ModelConfig(**model)
+    try:
+        if config.tokenizer:
+            answer = {"path": str(resolve_tokenizer(config, load, None))}
+        else:
+            source = resolve_source(config, load)
+            answer = {"path": str(source.path), "format": source.format, "name": source.name}
+    except ModelError as error:
+        answer = {"error": error.message, "field": error.field}
+    print(json.dumps(answer))
 """
 
 
@@ -72,7 +74,18 @@ def ask(
     load: dict[str, str] | None = None,
     offline: bool = False,
 ) -> dict[str, str]:
-    """The result of `resolve_source` (or `resolve_tokenizer`) in a fresh process."""
+    [answer] = ask_all(home, endpoint, [model], load, offline)
+    return answer
+
+
+def ask_all(
+    home: Path,
+    endpoint: str,
+    models: list[dict[str, Any]],
+    load: dict[str, str] | None = None,
+    offline: bool = False,
+) -> list[dict[str, str]]:
+    """The results of `resolve_source` (or `resolve_tokenizer`) in a fresh process."""
     environment = {
         **os.environ,
         "HF_HOME": str(home),
@@ -83,7 +96,7 @@ def ask(
         "NO_PROXY": "127.0.0.1",
     }
     done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, json.dumps({"model": model, "load": load or {}})],
+        [sys.executable, "-c", _SCRIPT, json.dumps([models, load or {}])],
         capture_output=True,
         text=True,
         timeout=120,
@@ -91,7 +104,7 @@ def ask(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line) for line in done.stdout.splitlines()[-len(models) :]]
 
 
 def test_a_repository_is_fetched_once_and_used_offline_afterwards(
@@ -108,10 +121,10 @@ def test_a_repository_is_fetched_once_and_used_offline_afterwards(
 
 
 def test_one_quantisation_of_many(tmp_path: Path, endpoint: str) -> None:
-    answer = ask(tmp_path, endpoint, {"model": "org/quants:q4_k_m"})
-    assert answer["format"] == "gguf"
-    assert Path(answer["path"]).read_bytes() == b"GGUF four"
-    answer = ask(tmp_path, endpoint, {"model": "org/quants:Q8_0"})
+    models = [{"model": "org/quants:q4_k_m"}, {"model": "org/quants:Q8_0"}]
+    four, answer = ask_all(tmp_path, endpoint, models)
+    assert four["format"] == "gguf"
+    assert Path(four["path"]).read_bytes() == b"GGUF four"
     path = Path(answer["path"])
     assert path.name == "m-Q8_0-00001-of-00002.gguf"
     assert path.with_name("m-Q8_0-00002-of-00002.gguf").read_bytes() == b"GGUF eight, part two"
@@ -124,13 +137,14 @@ def test_a_repository_with_one_gguf_needs_no_quantisation(tmp_path: Path, endpoi
 
 
 def test_a_token_gives_access_to_a_private_repository(tmp_path: Path, endpoint: str) -> None:
-    refused = ask(tmp_path, endpoint, {"model": "org/private"})
-    assert "--hf-token" in refused["error"]
-    answer = ask(tmp_path, endpoint, {"model": "org/private", "hf_token": TOKEN})
-    assert (Path(answer["path"]) / "model.safetensors").read_bytes() == b"weights"
-    beside = {"model": str(tmp_path), "hf_config_path": "org/private", "hf_token": TOKEN}
     (tmp_path / "m.gguf").touch()
-    assert Path(ask(tmp_path, endpoint, beside)["path"]).name == "m.gguf"
+    private = {"model": "org/private", "hf_token": TOKEN}
+    beside = {"model": str(tmp_path), "hf_config_path": "org/private", "hf_token": TOKEN}
+    models = [{"model": "org/private"}, private, beside]
+    refused, answer, file = ask_all(tmp_path, endpoint, models)
+    assert "--hf-token" in refused["error"]
+    assert (Path(answer["path"]) / "model.safetensors").read_bytes() == b"weights"
+    assert Path(file["path"]).name == "m.gguf"
 
 
 def test_the_download_folder_is_used(tmp_path: Path, endpoint: str) -> None:
@@ -150,20 +164,17 @@ def test_a_tokenizer_by_name_fetches_no_weights(tmp_path: Path, endpoint: str) -
     assert sorted(file.name for file in path.iterdir()) == ["config.json", "tokenizer.json"]
 
 
-@pytest.mark.parametrize(
-    ("model", "says"),
-    [
+def test_a_missing_repository_or_revision_is_named(tmp_path: Path, endpoint: str) -> None:
+    cases = [
         ({"model": "org/none"}, "no such file or directory here and no such model on the hub"),
         ({"model": "org/plain", "revision": "v9"}, "no revision 'v9'"),
         ({"model": "org/quants"}, "several GGUF files"),
         ({"model": "org/quants:Q2_K"}, "no GGUF file of Q2_K"),
         ({"model": "org/plain:Q4_0"}, "no GGUF file of Q4_0; the repository has: none"),
-    ],
-)
-def test_a_missing_repository_or_revision_is_named(
-    tmp_path: Path, endpoint: str, model: dict[str, str], says: str
-) -> None:
-    assert says in ask(tmp_path, endpoint, model)["error"]
+    ]
+    answers = ask_all(tmp_path, endpoint, [model for model, _ in cases])
+    for answer, (_, says) in zip(answers, cases, strict=True):
+        assert says in answer["error"]
 
 
 def test_without_a_network_the_message_says_how_to_fix_it(tmp_path: Path) -> None:

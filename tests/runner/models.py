@@ -41,8 +41,9 @@ class ArrayCheckpoint:
         return self._tensors[name]
 
 
-def default_checkpoint() -> Checkpoint:
-    return open_checkpoint(resolve_source(ModelConfig(), LoadConfig()))
+def default_checkpoint(path: Path | str = "") -> Checkpoint:
+    """The built-in model's, or that of a file cut from it."""
+    return open_checkpoint(resolve_source(ModelConfig(str(path)), LoadConfig()))
 
 
 def dequantised(checkpoint: Checkpoint) -> Arrays:

@@ -9,11 +9,13 @@ import pytest
 
 from benchmarks.served import MODEL, SMALL, serve
 from galley.cli.main import main
+from tests.small_model import small_model
 
 
 @pytest.mark.parametrize("by", ["api-key", "user", "header:X-Team"])
 def test_a_newcomer_is_served_before_a_crowd(by: str) -> None:
-    with serve(*SMALL, "--max-num-seqs", "1", "--fairness-by", by) as server:
+    model = (str(small_model()), "--served-model-name", MODEL)
+    with serve(*model, *SMALL, "--max-num-seqs", "1", "--fairness-by", by) as server:
         assert asyncio.run(order_of_ends(server.url)).index("b") < 4
 
 
