@@ -100,7 +100,7 @@ def top1(want: np.ndarray, got: np.ndarray) -> float:
 @pytest.mark.parametrize("weights", ["quantised", "bfloat16"])
 def test_default_model_against_float32(model_info, arrays, token_ids, weights):
     """The error against float32 on the same weights is at most that of torch in bfloat16."""
-    ids = pieces(token_ids, 8, 64)
+    ids = pieces(token_ids, 4, 64)
     quantised = weights == "quantised"
     model = torch_model(model_info, arrays if quantised else rounded(arrays))
     want = torch_logits(model, ids)
@@ -214,7 +214,7 @@ SIZES = {
 
 
 #: Type → spread of its blocks' scales, for weights of about 0.1.
-SCALES = {"Q4_0": 2e-2, "Q5_1": 1e-2, "Q8_0": 1.5e-3, "Q4_K": 2e-4, "Q5_K": 2e-4, "Q6_K": 3e-5}
+SCALES = {"Q5_1": 1e-2, "Q8_0": 1.5e-3, "Q4_K": 2e-4, "Q5_K": 2e-4, "Q6_K": 3e-5}
 
 
 @pytest.mark.parametrize("name", SCALES)
