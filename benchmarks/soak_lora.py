@@ -222,8 +222,6 @@ async def run(server: Server, folder: Path, args: argparse.Namespace, soak: Soak
             if history[-1][1] != {None}:
                 await http.post("/v1/unload_lora_adapter", json={"lora_name": name})
     metrics = server.wait_idle()
-    # Files of adapters that nothing uses any more are closed when a request comes.
-    httpx.get(f"{server.url}/v1/models").raise_for_status()
     left = metrics.sum("vllm:num_requests_running", "vllm:num_requests_waiting")
     left += metrics.sum("vllm:kv_cache_usage_perc")
     if left:

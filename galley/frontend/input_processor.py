@@ -24,7 +24,6 @@ from galley.frontend.prompts import ParsedPrompt, Prompt, parse_prompt
 from galley.request import (
     Adapter,
     Constraint,
-    LoRARequest,
     PoolingParams,
     PromptEmbeds,
     Request,
@@ -58,7 +57,11 @@ class Encoder(Protocol):
 
 @dataclass(slots=True)
 class Submission:
-    """One call of generate: a prompt, its parameters and its n engine requests."""
+    """One call of generate: a prompt, its parameters and its n engine requests.
+
+    Attributes:
+        adapter: None too once the request has ended: a server may then close its file.
+    """
 
     request_id: str
     prompt: str | None
@@ -67,10 +70,6 @@ class Submission:
     arrival_time: float
     requests: list[Request]
     adapter: Adapter | None = None
-
-    @property
-    def lora_request(self) -> LoRARequest | None:
-        return None if self.adapter is None else self.adapter.lora_request
 
 
 @dataclass(frozen=True, slots=True)

@@ -214,6 +214,7 @@ class RequestState:
         "error",
         "interval",
         "kind",
+        "lora_request",
         "notify",
         "num_cached_tokens",
         "num_unfinished",
@@ -230,6 +231,8 @@ class RequestState:
         if isinstance(params, PoolingParams):
             params = _OF_POOLING
         self.submission = submission
+        adapter = submission.adapter
+        self.lora_request = None if adapter is None else adapter.lora_request
         self.kind = params.output_kind
         #: Tokens between two outputs; the first and the last are output at once.
         self.interval = max(interval, params.stream_interval or 1)
@@ -311,7 +314,7 @@ class RequestState:
             prompt_logprobs=prompt_logprobs(self.prompt_logprobs, flat),
             num_cached_tokens=self.num_cached_tokens,
             metrics=first.metrics,
-            lora_request=submission.lora_request,
+            lora_request=self.lora_request,
         )
 
     def take_pooled(self) -> PoolingRequestOutput | None:
@@ -535,6 +538,9 @@ class OutputProcessor:
         del self.sequences[handle]
         state = sequence.state
         state.num_unfinished -= 1
+        if state.num_unfinished == 0:
+            # Readers may keep the state, and its sequences refer to it: that keeps no file open.
+            state.submission.adapter = None
         state.mark(sequence)
         if self.observer is not None:
             self.observer.finished(handle, reason, len(sequence.token_ids))

@@ -6,8 +6,9 @@
                                 a request with it holds a shared lock
 
 An adapter that is loaded, replaced or unloaded by one process is so for the next request to any.
-A packed adapter is removed when no server offers it and its last request has ended: a process tries
-this when it needs a file no more, under the lock, and a file that another one needs is locked.
+A process closes a packed adapter when it offers it no more and its last request has ended. The next
+time that it looks an adapter up, it removes the file, under the lock, unless another process has it
+locked.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class ServedAdapters:
         self._registry = Registry()
         self._adapters: dict[str, Adapter] = {}
         self._by_load: weakref.WeakValueDictionary[int, Adapter] = weakref.WeakValueDictionary()
-        self._released: list[tuple[int, int]] = []  # loads and leases that are needed no more
+        self._released: list[int] = []  # loads that are needed no more
         self._resolving: dict[str, asyncio.Task[bool]] = {}
 
     # ------------------------------------------------------------------ by name
@@ -256,8 +257,7 @@ class ServedAdapters:
         adapter = Adapter(entry.load, request)
         self._by_load[entry.load] = adapter
         lease = _lease(self._folder / str(entry.load))
-        # The lock may be held where the last reference goes, so this only takes note.
-        weakref.finalize(adapter, self._released.append, (entry.load, lease))
+        weakref.finalize(adapter, _release, lease, entry.load, self._released)
         return adapter
 
     def _sweep(self) -> None:
@@ -265,8 +265,7 @@ class ServedAdapters:
         with self._locked():
             offered = {entry.load for entry in self._read().entries.values()}
             while self._released:
-                load, lease = self._released.pop()
-                os.close(lease)
+                load = self._released.pop()
                 if load not in offered:
                     _remove_unlocked(self._folder / str(load))
 
@@ -284,6 +283,12 @@ def _lease(path: Path) -> int:
     fd = os.open(path, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_SH)
     return fd
+
+
+def _release(lease: int, load: int, released: list[int]) -> None:
+    """Close an adapter's file. It is removed later: the registry may be locked by the caller."""
+    os.close(lease)
+    released.append(load)
 
 
 def _remove_unlocked(path: Path) -> None:

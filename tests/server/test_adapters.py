@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -21,13 +22,17 @@ from prometheus_client import CollectorRegistry
 
 from galley.config.server import LoRAModule
 from galley.errors import ConfigError
-from galley.messages import Outputs, Started
+from galley.kernels.adapters import AdapterShape, PackedAdapter
+from galley.lora import AdapterFolder, load_number
+from galley.messages import Finished, Outputs, Started
 from galley.observability.adapter_metrics import AdapterMetrics
-from galley.request import FinishReason, Request, SamplingParams
+from galley.request import FinishReason, LoRARequest, Request, SamplingParams
+from galley.server.adapters import ServedAdapters
 from galley.server.resolvers import FolderResolver
 from tests.lora.checkpoints import WEIGHTS, random_adapter, save_adapter, uniform
 from tests.lora.test_many import model_shapes
-from tests.server.served import Served, serve
+from tests.server.fake_engine import FakeEngine
+from tests.server.served import LIMITS, Served, serve
 from tests.small_model import small_model
 
 ROOT = Path(__file__).parents[2]
@@ -234,6 +239,36 @@ def test_broken_adapters_are_refused_and_change_nothing(
     assert real.post("/v1/load_lora_adapter", {"lora_name": "b"}).status_code == 400
     assert list(real.listed()) == [BASE, "a0", "a1"]
     assert real.said("a0") == before
+
+
+def test_a_file_is_closed_when_its_last_request_ends(tmp_path: Path) -> None:
+    """At once, although readers still hold the request."""
+    packed = PackedAdapter.empty(AdapterShape((8,), (False,), (8,), (0,)), [1], [1.0], False)
+    loader: Any = SimpleNamespace(folder=AdapterFolder(tmp_path / "packed"), read=lambda _: packed)
+    adapters = ServedAdapters(loader, ())
+    adapters.load_static(LoRAModule("a", str(tmp_path)))
+    file = tmp_path / "packed" / str(load_number(packed))
+    engine = FakeEngine(None, LIMITS, lambda _: [])
+    given = SamplingParams(n=2, detokenize=False)
+    submission = engine.inputs.process([1, 2], given, "r", adapter=adapters.find("a"))
+    state = engine.outputs.add(submission)
+    asyncio.run(adapters.unload("a"))
+
+    def is_open() -> bool:
+        opened = (os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd"))
+        return str(file) in opened
+
+    first, second = state.sequences
+    for sequence, left in ((first, True), (second, False)):
+        assert is_open()
+        end = Finished(sequence.request.handle, FinishReason.STOP)
+        engine.outputs.process(Outputs(1, 1, 0, 0.0, finished=[end]))
+        assert is_open() == left
+    output = state.take()
+    assert output is not None
+    assert output.lora_request == LoRARequest("a", 1, str(tmp_path))
+    assert adapters.find("a") is None
+    assert not file.exists()
 
 
 def test_a_resolver_finds_folders_by_name(real: Real, folder: Path) -> None:
