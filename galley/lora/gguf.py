@@ -7,6 +7,9 @@ blk.0.ffn_up_exps.weight.lora_a     [experts, rank, K]
 blk.0.ffn_up_exps.weight.lora_b     [experts, N, rank]
 token_embd.weight.lora_a            [vocabulary, rank]
 token_embd.weight.lora_b            [hidden, rank]
+
+Of GPT-2's layers, whose matrices are [K, N] in PyTorch, llama.cpp's converter transposes the
+product B A: lora_a is then B, transposed, and lora_b is A, transposed.
 """
 
 from __future__ import annotations
@@ -43,6 +46,8 @@ _WRITTEN_AS = {
     "RobertaModel": "BertModel",
     "XLMRobertaModel": "BertModel",
 }
+#: As what it writes Granite 4 where no layer is recurrent; the tensors are named alike.
+_WITHOUT_STATES = (ARCHITECTURES["granite"], ARCHITECTURES["granitemoe"])
 
 
 def read_gguf(path: Path, model_info: ModelInfo, most_bytes: int) -> dict[str, AdapterTensors]:
@@ -61,6 +66,8 @@ def read_gguf(path: Path, model_info: ModelInfo, most_bytes: int) -> dict[str, A
     check_size(path, sum(4 * math.prod(t.shape) for t in file.tensors.values()), most_bytes)
     tensors: dict[str, AdapterTensors] = {}
     for module, (a, b) in _pairs(file).items():
+        if architecture.model_type == "gpt2" and module.startswith("blk."):
+            a, b = b.T, a.T
         order = row_order(module, b.shape, architecture, model_info, f"{path}: lora_b")
         # llama.cpp takes an alpha of 0 as none.
         scale = alpha / b.shape[-1] if alpha else 1.0
@@ -141,6 +148,8 @@ def _architecture_of(file: GGUFFile, model_info: ModelInfo) -> Architecture:
         raise ModelError(f"{file.path}: {_INVOCATION} (activated LoRA) is not supported")
     name = file.get("general.architecture")
     known = ARCHITECTURES.get(name) if isinstance(name, str) else None
+    if known in _WITHOUT_STATES and model_info.architecture == "GraniteMoeHybridForCausalLM":
+        known = ARCHITECTURES["granitehybrid"]
     classes = model_info.architecture, _WRITTEN_AS.get(model_info.architecture)
     either = (known, known.where[1] if known is not None and known.where else None)
     entries = [entry for entry in either if entry is not None and entry.hf_class in classes]

@@ -133,6 +133,17 @@ def test_q_k_and_v_in_one_tensor(tmp_path: Path) -> None:
         read_gguf(file, info("GPTNeoXForCausalLM", num_attention_heads=8), 1 << 20)
 
 
+def test_products_that_the_converter_transposes(tmp_path: Path) -> None:
+    a, b = random(4, 32), random(96, 4)
+    stored = {"lora_a": b.T.copy(), "lora_b": a.T.copy()}
+    tensors = {f"blk.0.attn_qkv.weight.{kind}": values for kind, values in stored.items()}
+    file = save_gguf(tmp_path / "a.gguf", tensors, arch="gpt2")
+    [(name, given)] = read_gguf(file, info("GPT2LMHeadModel"), 1 << 20).items()
+    assert name == "transformer.h.0.attn.c_attn"
+    np.testing.assert_array_equal(given.a, a)
+    np.testing.assert_array_equal(given.b, b)
+
+
 def test_experts(tmp_path: Path) -> None:
     a, b = random(3, 4, 32), random(3, 48, 4)
     tensors = {"blk.0.ffn_up_exps.weight.lora_a": a, "blk.0.ffn_up_exps.weight.lora_b": b}
@@ -145,22 +156,30 @@ def test_experts(tmp_path: Path) -> None:
     assert len(modules) == 3
 
 
-def test_tensors_that_the_file_has_in_parts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arch", "end", "model"),
+    [
+        ("granitemoe", "_shexp", "GraniteMoeForCausalLM"),
+        ("granite", "", "GraniteMoeHybridForCausalLM"),
+    ],
+)
+def test_tensors_that_the_file_has_in_parts(
+    tmp_path: Path, arch: str, end: str, model: str
+) -> None:
     a, b = random(4, 32), random(96, 4)
     tensors = {}
     for name, part in (("gate", b[:48]), ("up", b[48:])):
-        tensors[f"blk.0.ffn_{name}_shexp.weight.lora_a"] = a
-        tensors[f"blk.0.ffn_{name}_shexp.weight.lora_b"] = part
-    file = save_gguf(tmp_path / "a.gguf", tensors, arch="granitemoe")
-    model = info("GraniteMoeForCausalLM")
-    [(name, given)] = read_gguf(file, model, 1 << 20).items()
+        tensors[f"blk.0.ffn_{name}{end}.weight.lora_a"] = a
+        tensors[f"blk.0.ffn_{name}{end}.weight.lora_b"] = part
+    file = save_gguf(tmp_path / "a.gguf", tensors, arch=arch)
+    [(name, given)] = read_gguf(file, info(model), 1 << 20).items()
     assert name == "model.layers.0.shared_mlp.input_linear"
     np.testing.assert_array_equal(given.a, a)
     np.testing.assert_array_equal(given.b, b)
-    tensors["blk.0.ffn_up_shexp.weight.lora_a"] = a + 1
-    file = save_gguf(tmp_path / "b.gguf", tensors, arch="granitemoe")
+    tensors[f"blk.0.ffn_up{end}.weight.lora_a"] = a + 1
+    file = save_gguf(tmp_path / "b.gguf", tensors, arch=arch)
     with pytest.raises(ModelError, match="have different lora_a"):
-        read_gguf(file, model, 1 << 20)
+        read_gguf(file, info(model), 1 << 20)
 
 
 Q = "blk.0.attn_q.weight"
