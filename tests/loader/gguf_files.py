@@ -48,6 +48,7 @@ def write_gguf(
     keys: Mapping[str, Any] | None = None,
     tensors: Mapping[str, np.ndarray] | None = None,
     kind: gguf.GGMLQuantizationType | None = None,
+    blocks: Mapping[str, tuple[gguf.GGMLQuantizationType, np.ndarray]] | None = None,
 ) -> Path:
     """Write the tiny model.
 
@@ -55,6 +56,7 @@ def write_gguf(
         keys: replace or add keys ("{arch}" is filled in); a value of None leaves one out.
         tensors: float32 arrays; default: the tiny model's.
         kind: quantise the two-dimensional tensors.
+        blocks: further tensors, each of a type and as it is stored.
     """
     writer = gguf.GGUFWriter(path, arch)
     for key, value in {**KEYS, **(keys or {})}.items():
@@ -65,6 +67,8 @@ def write_gguf(
             writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, values)
+    for name, (stored, data) in (blocks or {}).items():
+        writer.add_tensor(name, data, raw_dtype=stored)
     finish(writer)
     return path
 

@@ -16,14 +16,23 @@ from galley import LLM, LoRARequest
 from galley.config import LoadConfig, ModelConfig
 from galley.loader import RawTensor, open_checkpoint, resolve_source
 from galley.quant import to_float32
-from tests.loader.gguf_files import tiny_tensors, write_gguf
+from tests.loader.gguf_files import write_gguf
 from tests.lora import merging
 from tests.lora.merging import Base
-from tests.lora.test_merged import answers, open_model
+from tests.lora.test_merged import PROMPTS, answers, open_model
 from tests.models.checkpoints import CASES
 from tests.models.encoders import ENCODERS
 from tests.models.families import FAMILIES
-from tests.quant import test_compressed_tensors, test_fp8, test_gptq
+from tests.quant import (
+    test_awq,
+    test_bitsandbytes,
+    test_compressed_tensors,
+    test_fp8,
+    test_gptq,
+    test_hqq,
+    test_torchao,
+)
+from tests.quant.blocks import random_blocks
 
 
 def compare(base: Base, tmp_path: Path, tolerance: float, **flags: Any) -> None:
@@ -34,6 +43,7 @@ def compare(base: Base, tmp_path: Path, tolerance: float, **flags: Any) -> None:
     plain = answers(llm)
     mixed = answers(llm, lora_request=[request, None, request])
     assert mixed[1] == plain[1]
+    assert answers(llm, PROMPTS[:1], lora_request=request) == mixed[:1]
     assert plain != wanted
     for i in (0, 2):
         ids, logprobs = mixed[i]
@@ -95,6 +105,24 @@ def gptq(name: str, values: np.ndarray) -> tuple[list[RawTensor], np.ndarray]:
     return layer, test_gptq.expected(layer, test_gptq.CONFIG)
 
 
+def awq(name: str, values: np.ndarray) -> tuple[list[RawTensor], np.ndarray]:
+    return test_awq.make_layer(name, *values.shape, 32, np.random.default_rng(len(name)))
+
+
+def hqq(name: str, values: np.ndarray) -> tuple[list[RawTensor], np.ndarray]:
+    return test_hqq.make_layer(name, *values.shape, 4, 32, np.random.default_rng(len(name)))
+
+
+def nf4(name: str, values: np.ndarray) -> tuple[list[RawTensor], np.ndarray]:
+    rng = np.random.default_rng(len(name))
+    return test_bitsandbytes.make_4bit(name, values.shape, rng, block=32)
+
+
+def torchao(name: str, values: np.ndarray) -> tuple[list[RawTensor], np.ndarray]:
+    rng = np.random.default_rng(len(name))
+    return test_torchao.make_layer(name, values.shape, "int4", rng)
+
+
 def fp8(name: str, values: np.ndarray) -> tuple[list[RawTensor], np.ndarray]:
     block = test_fp8.CONFIG["weight_block_size"]
     return test_fp8.make_layer(name, values.shape, block, np.random.default_rng(len(name)))
@@ -111,7 +139,11 @@ def w8a8(name: str, values: np.ndarray) -> tuple[list[RawTensor], np.ndarray]:
 
 #: Format → its configuration, its layers, and how far rounded inputs may be from exact ones.
 PACKED: dict[str, tuple[dict[str, Any], MakeLayer, float]] = {
+    "awq": (test_awq.CONFIG, awq, 1e-3),
+    "bitsandbytes": (test_bitsandbytes.FOUR, nf4, 1e-3),
     "gptq": (test_gptq.CONFIG, gptq, 1e-3),
+    "hqq": (test_hqq.CONFIG, hqq, 1e-3),
+    "torchao": (test_torchao.CONFIG, torchao, 1e-3),
     "fp8": (test_fp8.CONFIG, fp8, 1e-3),
     "w8a8": (test_compressed_tensors.CONFIG, w8a8, 0.15),
 }
@@ -134,14 +166,40 @@ def test_packed_bases(name: str, tmp_path: Path) -> None:
     compare(base, tmp_path, tolerance)
 
 
+#: Types of each matrix in the two layers; v of the first is of another type than q and k.
+GGUF_TYPES = {
+    "attn_q": ("Q4_K", "Q2_K"),
+    "attn_k": ("Q4_K", "Q2_K"),
+    "attn_v": ("Q6_K", "Q2_K"),
+    "attn_output": ("Q5_K", "IQ3_S"),
+    "ffn_gate": ("IQ4_XS", "Q4_1"),
+    "ffn_up": ("IQ4_XS", "Q4_1"),
+    "ffn_down": ("Q3_K", "IQ2_XS"),
+}
+
+
 def test_a_gguf_base(tmp_path: Path) -> None:
-    numbers = {n: v * 0.1 if v.ndim == 2 else v for n, v in tiny_tensors().items()}
-    numbers["token_embd.weight"] = np.random.default_rng(2).normal(0, 1, (128, 64))
-    given = {name: values.astype(np.float32) for name, values in numbers.items()}
-    kind = gguf.GGMLQuantizationType.Q4_1
-    path = write_gguf(tmp_path / "base.gguf", tensors=given, kind=kind)
+    rng, size = np.random.default_rng(2), 256
+    vectors = {"output_norm": size} | {
+        f"blk.{i}.{kind}_norm": size for i in range(2) for kind in ("attn", "ffn")
+    }
+    plain = {
+        f"{name}.weight": rng.normal(1, 0.2, n).astype(np.float32) for name, n in vectors.items()
+    }
+    plain["token_embd.weight"] = rng.normal(0, 1, (128, size)).astype(np.float32)
+    blocks = {}
+    for stem, types in GGUF_TYPES.items():
+        rows = size // 2 if stem in ("attn_k", "attn_v") else size
+        for i, name in enumerate(types):
+            kind = gguf.GGMLQuantizationType[name]
+            spread = gguf.dequantize(random_blocks(name, rng, 4, size, 1e-3), kind).std()
+            data = random_blocks(name, rng, rows, size, 6e-5 / spread)
+            blocks[f"blk.{i}.{stem}.weight"] = kind, data
+    keys = {"embedding_length": size, "feed_forward_length": size, "block_count": 2}
+    keys = {f"{{arch}}.{name}": value for name, value in keys.items()}
+    path = write_gguf(tmp_path / "base.gguf", keys=keys, tensors=plain, blocks=blocks)
     checkpoint = open_checkpoint(resolve_source(ModelConfig(str(path)), LoadConfig()))
     tensors = {name: to_float32(checkpoint.tensor(name)) for name in checkpoint.names()}
     config = {**checkpoint.model_info.hf_config, "architectures": ["LlamaForCausalLM"]}
     base = Base(path, tensors, json.loads(json.dumps(config, default=str)))
-    compare(base, tmp_path, 0.05)
+    compare(base, tmp_path, 1e-3, quantized_activations="int16")

@@ -38,8 +38,10 @@ def open_model(path: Path, **flags: Any) -> LLM:
     return LLM(str(path), **flags)
 
 
-def answers(llm: LLM, **options: Any) -> list[tuple[list[int], list[float]]]:
-    outputs = llm.generate(PROMPTS, PARAMS, use_tqdm=False, **options)
+def answers(
+    llm: LLM, prompts: list[Any] = PROMPTS, **options: Any
+) -> list[tuple[list[int], list[float]]]:
+    outputs = llm.generate(prompts, PARAMS, use_tqdm=False, **options)
     return [
         (o.token_ids, [next(iter(d.values())).logprob for d in o.logprobs or ()])
         for output in outputs
