@@ -23,7 +23,7 @@ define install
 endef
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.cpp csrc/*/*.h) CMakeLists.txt
 
-.PHONY: help serve install test check beside lint style types native check-deploy check-image check-schema check-structured check-clients check-mteb check-ui bench-ui front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers bench-latency compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-formats bench-speculation bench-drafts bench-planning docs docs-site clean require
+.PHONY: help serve install test check beside lint style types native check-deploy check-image check-schema check-structured check-clients check-mteb check-lm-eval check-ui bench-ui front-ends symptoms quality soak soak-lora chaos fuzz-readers sanitize bench-invariance bench-peers bench-latency compare-llama-cpp bench-embeddings bench-steps bench-layers bench-lora bench-claims bench-formats bench-speculation bench-drafts bench-planning docs docs-site clean require
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -139,6 +139,14 @@ build/mteb/.installed:
 
 check-mteb: build/mteb/.installed ## an mteb task gives a server's vectors the score of sentence-transformers'
 	@$(BIN)/python -m pytest tests/clients/check_mteb.py
+
+build/lm-eval/.installed:
+	@$(PYTHON) -m venv build/lm-eval
+	@build/lm-eval/bin/python -m pip --disable-pip-version-check install --quiet "lm-eval[api]==0.4.13"
+	@touch $@
+
+check-lm-eval: build/lm-eval/.installed ## lm-eval runs the task of docs/evaluation.md against a server
+	@$(BIN)/python -m pytest tests/clients/check_lm_eval.py
 
 build/ui/.installed:
 	@$(PIP) install --quiet --target build/ui playwright==1.65.2 axe-playwright-python==0.1.8

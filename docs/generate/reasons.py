@@ -237,7 +237,7 @@ CHECKLIST: dict[int, str] = {
     57: "on a CPU no core is free beside the forward pass: masks are made after it",
     60: "frames on Unix sockets in place of ZMQ; one worker, in the engine's process",
     63: "one rank",
-    85: "lm-eval by hand (docs/evaluation.md)",
+    85: "by `make check-lm-eval`",
     77: "in small, with random weights",
     82: "one model a server",
     90: "by `make check-clients`, with small random models",
