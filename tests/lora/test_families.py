@@ -202,4 +202,4 @@ def test_a_gguf_base(tmp_path: Path) -> None:
     tensors = {name: to_float32(checkpoint.tensor(name)) for name in checkpoint.names()}
     config = {**checkpoint.model_info.hf_config, "architectures": ["LlamaForCausalLM"]}
     base = Base(path, tensors, json.loads(json.dumps(config, default=str)))
-    compare(base, tmp_path, 1e-3, quantized_activations="int16")
+    compare(base, tmp_path, 5e-3, quantized_activations="int16")

@@ -29,17 +29,17 @@ ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 def make_layer(
     name: str, n: int, k: int, group: int, rng: np.random.Generator
 ) -> tuple[list[RawTensor], np.ndarray]:
-    """A layer's tensors, every bit of its codes and zeros random; its values, from single bits."""
+    """A layer's tensors, every bit of its codes and zeros random; its values, nibble by nibble."""
     groups = k // group
     qweight = rng.integers(-(2**31), 2**31, (k, n // 8)).astype(np.int32)
     qzeros = rng.integers(-(2**31), 2**31, (groups, n // 8)).astype(np.int32)
     scales = rng.normal(0, 0.02, (groups, n)).astype(np.float16)
     values = np.empty((n, k), np.float32)
-    for i, column, nibble in np.ndindex(k, n // 8, 8):
-        g, o = i // group, 8 * column + ORDER[nibble]
-        code = int(qweight[i, column]) >> 4 * nibble & 15
-        zero = int(qzeros[g, column]) >> 4 * nibble & 15
-        values[o, i] = np.float32(scales[g, o]) * np.float32(code - zero)
+    of = np.arange(k) // group
+    for nibble, o in enumerate(ORDER):
+        codes, zeros = (numbers >> 4 * nibble & 15 for numbers in (qweight, qzeros[of]))
+        each = scales[of, o::8].astype(np.float32)
+        values[o::8] = (each * (codes - zeros).astype(np.float32)).T
     tensors = {"qweight": qweight, "qzeros": qzeros, "scales": scales}
     return [raw(f"{name}.{kind}", array) for kind, array in tensors.items()], values
 
