@@ -17,18 +17,18 @@ from benchmarks.served import MODEL, ROOT, SMALL, Server, serve
 
 PROGRAM = ROOT / "build" / "lm-eval" / "bin" / "lm_eval"
 PAGE = (ROOT / "docs" / "evaluation.md").read_text()
-#: A question, what fits it, what does not.
+#: A question, the choice that counts as right, another one. The last two are for mistakes.
 TEXTS = (
-    ("Water is", " wet", " seven"),
-    ("The capital of France is", " Paris", " purple"),
-    ("Two and two are", " four", " clouds"),
-    ("Grass is", " green", " Monday"),
-    ("The opposite of hot is", " spoon", " cold"),
-    ("Cats and", " dogs", " therefore"),
-    ("Once upon a", " time", " sulphur"),
-    ("A week has seven", " days", " oceans"),
+    ("Water is", "wet", "seven"),
+    ("The capital of France is", "Paris", "purple"),
+    ("Two and two are", "four", "clouds"),
+    ("Grass is", "green", "Monday"),
+    ("The opposite of hot is", "cold", "spoon"),
+    ("Cats and", "dogs", "therefore"),
+    ("Once upon a", "sulphur", "time"),
+    ("A week has seven", "oceans", "days"),
 )
-ROWS = [{"question": q, "choices": list(c), "answer": i % 2} for i, (q, *c) in enumerate(TEXTS)]
+ROWS = [{"question": text, "choices": choices, "answer": 0} for text, *choices in TEXTS]
 
 
 def loglikelihood(server: Server, question: str, choice: str) -> float:
@@ -39,7 +39,7 @@ def loglikelihood(server: Server, question: str, choice: str) -> float:
         answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
         return answer.json()["choices"][0]["logprobs"]["token_logprobs"]
 
-    return float(sum(asked(question + choice)[len(asked(question)) :]))
+    return float(sum(asked(f"{question} {choice}")[len(asked(question)) :]))
 
 
 def test_the_recipe(tmp_path: Path) -> None:
