@@ -6,7 +6,7 @@ import ctypes
 import gc
 
 
-def trim_heap() -> None:
+def collect_and_trim() -> None:
     """Collect garbage and return the allocator's free pages to the system.
 
     An engine freezes its objects after start-up, so that collections skip them. They are unfrozen
@@ -17,6 +17,11 @@ def trim_heap() -> None:
     gc.collect()
     if frozen:
         gc.freeze()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
-    if trim is not None:
-        trim(0)
+    trim()
+
+
+def trim() -> None:
+    """Return the allocator's free pages to the system."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
+    if malloc_trim is not None:
+        malloc_trim(0)

@@ -32,7 +32,7 @@ from galley.models.pooling_heads import HeadSpec, add_sites, head_spec
 from galley.request import Failure
 from galley.runner.adapters import AdapterSlots, adapter_limits
 from galley.runner.device import dense_format, open_device
-from galley.runner.heap import trim_heap
+from galley.runner.heap import collect_and_trim, trim
 from galley.runner.load import LoadedModel, Progress, load_model
 from galley.runner.logits_processor import processor_classes
 from galley.runner.memory import (
@@ -199,7 +199,7 @@ class Runner:
 
     def _load(self, checkpoint: Checkpoint, progress: Progress | None = None) -> LoadedModel:
         load = self._config.load
-        return load_model(
+        loaded = load_model(
             self._model_info,
             checkpoint,
             self._backend,
@@ -209,6 +209,9 @@ class Runner:
             cache_size=load.weight_cache_size,
             threads=self._config.device.num_threads or 1,
         )
+        if not loaded.from_cache:
+            trim()  # the allocator keeps what packing has freed
+        return loaded
 
     def _build(self, loaded: LoadedModel) -> Executable:
         table = None if self._adapters is None else self._adapters.table
@@ -372,7 +375,7 @@ class Runner:
             self._awake.release_blocks(list(range(self.num_blocks)))
         if weights:
             self._awake = None
-            trim_heap()
+            collect_and_trim()
 
     def restore_memory(self) -> None:
         """Load the model again after `release_memory`, from where it came from."""
