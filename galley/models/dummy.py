@@ -6,6 +6,7 @@ seed and its name alone.
 
 from __future__ import annotations
 
+import math
 import zlib
 
 import numpy as np
@@ -18,6 +19,8 @@ from galley.models.footprint import tensor_shapes
 
 #: Standard deviation of the weights: small, so that activations stay small over many layers.
 SCALE = 0.02
+#: Numbers after which a large tensor repeats itself: a prime, so that its rows differ.
+PERIOD = 1_000_003
 
 
 class DummyCheckpoint:
@@ -45,10 +48,12 @@ class DummyCheckpoint:
         return TensorHeader(shape, self._dtype)
 
     def tensor(self, name: str) -> RawTensor:
-        shape = self.header(name).shape
+        shape, dtype = self.header(name).shape, DENSE_DTYPES[self._dtype]
         if name.endswith("norm.weight"):
-            values = np.ones(shape, np.float32)
+            values = np.ones(shape, dtype)
         else:
             random = np.random.default_rng([self._seed, zlib.crc32(name.encode())])
-            values = random.standard_normal(shape, np.float32) * np.float32(SCALE)
-        return RawTensor(name, shape, self._dtype, values.astype(DENSE_DTYPES[self._dtype]))
+            count = min(math.prod(shape), PERIOD)
+            numbers = random.standard_normal(count, np.float32) * np.float32(SCALE)
+            values = np.resize(numbers.astype(dtype), shape)
+        return RawTensor(name, shape, self._dtype, values)
