@@ -4,9 +4,9 @@
     python -m benchmarks.planning --steps
 
 The built-in model (Q4_1), its shape with random weights in bf16 and int8, and the shapes of Llama
-3.2 1B and 3B in bf16. One server for each model, sized for its largest load; the machine is
-measured just before each row. Rows are kept in build/planning.json, and those that are there are
-not measured again (--again: all are); with all of them the table in docs/planning.md is written.
+3.2 1B and 3B in bf16. For each row the machine is measured, then a server with the plan's flags is.
+Rows are kept in build/planning.json, and those that are there are not measured again (--again: all
+are); with all of them the table in docs/planning.md is written.
 
 With --steps nothing is served: the step model is compared with the operations of real steps, each
 at the mean of its times.
@@ -20,11 +20,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from galley.cli.plan_verify import run, serving, sized
+from galley.cli.plan_verify import measure
 from galley.loader.source import default_model
 from galley.planning.calibrate import this_machine
 from galley.planning.machine import Machine
-from galley.planning.predict import predict, step_model
+from galley.planning.predict import step_model
 from galley.planning.program import PlannedModel, planned_model
 from galley.planning.simulate import Workload
 from galley.planning.step import StepLoad
@@ -154,18 +154,12 @@ def main() -> None:
             if given.steps:
                 compare_steps(name, model, this_machine(*measured, fresh=True), engine)
                 continue
-            if not left:
-                continue
-            engine = sized(engine, left[-1])
-            most = predict(model, this_machine(*measured), left[-1], engine)
-            with serving(engine, most) as (port, pid):
-                for load in left:
-                    predicted = predict(model, this_machine(*measured, fresh=True), load, engine)
-                    figures = run(port, pid, predicted, engine.get("tokenizer"))
-                    rows.append({**figures, "name": name})
-                    print(cells(rows[-1]), flush=True)
-                    KEPT.parent.mkdir(exist_ok=True)
-                    KEPT.write_text(json.dumps(rows, indent=1))
+            for load in left:
+                machine = this_machine(*measured, fresh=True)
+                rows.append({**measure(model, machine, load, engine), "name": name})
+                print(cells(rows[-1]), flush=True)
+                KEPT.parent.mkdir(exist_ok=True)
+                KEPT.write_text(json.dumps(rows, indent=1))
     if len(rows) == len(MODELS) * len(STREAMS):
         write_table(rows)
     if rows:

@@ -227,7 +227,7 @@ def _fit(
         whole = int(min(SPARE * each * per_sequence + block, pool.num_blocks * block))
         rows = min(workload.concurrency, limits.rows)
         tokens = min(limits.tokens, rows * workload.prompt)
-        touched = model.activation_bytes(StepLimits(tokens, rows, rows)) // ranks
+        touched = model.touched_bytes(limits, StepLimits(tokens, rows, rows)) // ranks
         memory = MemoryPlan(
             available=machine.memory,
             weights=use.weights,

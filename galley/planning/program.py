@@ -13,11 +13,11 @@ from galley.config import EngineConfig, ModelInfo
 from galley.config.resolve import from_kwargs
 from galley.errors import ModelError
 from galley.kernels import _native
-from galley.kernels.arena import plan_arena
+from galley.kernels.arena import ArenaPlan, plan_arena
 from galley.kernels.backend import Dense, StepLimits, kv_layout
 from galley.kernels.cpu import logit_stride
 from galley.kernels.ops import KVLayer
-from galley.kernels.program import Buffer, Node, PackedExperts
+from galley.kernels.program import Buffer, Node, PackedExperts, Symbol
 from galley.kernels.weight_format import WeightFormat
 from galley.kv.format import KVFormat
 from galley.kv.layout import KVLayout
@@ -27,6 +27,9 @@ from galley.models.dummy import DummyCheckpoint
 from galley.models.footprint import Footprint, kv_layers, measure, program, weight_bytes
 from galley.runner.device import dense_format
 from galley.runner.kv_format import kv_format
+
+#: Bytes of the pages with which the system backs an engine's larger arrays.
+_LARGE_PAGE = 2 << 20
 
 
 class Sizes(NamedTuple):
@@ -98,17 +101,34 @@ class PlannedModel(msgspec.Struct, frozen=True):
 
     def activation_bytes(self, limits: StepLimits) -> int:
         """Buffers of the largest step, as the CPU backend lays them out."""
+        return self._arena(limits).size + self._logit_bytes(limits.logits)
+
+    def touched_bytes(self, limits: StepLimits, largest: StepLimits) -> int:
+        """Those of the buffers' bytes that steps of at most `largest` take: whole large pages."""
+        arena = self._arena(limits)
+        pages: set[int] = set()
+        for buffer, span in arena.spans.items():
+            end = span.start + self._buffer_bytes(buffer, largest)
+            pages.update(range(span.start // _LARGE_PAGE, -(-end // _LARGE_PAGE)))
+        logits = -(-self._logit_bytes(largest.logits) // _LARGE_PAGE) * _LARGE_PAGE
+        return min(len(pages) * _LARGE_PAGE, arena.size) + logits
+
+    def _arena(self, limits: StepLimits) -> ArenaPlan:
+        return plan_arena(self.nodes, lambda buffer: self._buffer_bytes(buffer, limits))
+
+    @property
+    def _logits(self) -> Symbol:
+        return next(s for n in reversed(self.nodes) for s in n.writes.values())
+
+    def _logit_bytes(self, rows: int) -> int:
+        return 4 * rows * logit_stride(self._logits.columns)
+
+    def _buffer_bytes(self, buffer: Buffer, limits: StepLimits) -> int:
+        if buffer is self._logits.buffer:  # it outlives the step, so it has a place of its own
+            return 0
         sizes = {"tokens": limits.tokens, "sequences": limits.rows, "logits": limits.logits}
-        logits = next(s for n in reversed(self.nodes) for s in n.writes.values())
-
-        def size(buffer: Buffer) -> int:
-            rows = sizes[buffer.rows.base] * buffer.rows.times
-            if buffer is logits.buffer:  # it outlives the step, so it has a place of its own
-                return 0
-            return rows * _native.activation_bytes(int(buffer.kind), buffer.columns)
-
-        arena: int = plan_arena(self.nodes, size).size
-        return arena + 4 * limits.logits * logit_stride(logits.columns)
+        rows = sizes[buffer.rows.base] * buffer.rows.times
+        return rows * _native.activation_bytes(int(buffer.kind), buffer.columns)
 
 
 def planned_model(engine: dict[str, Any]) -> PlannedModel:
