@@ -131,21 +131,22 @@ def build_app(ctx: Context, http_metrics: HttpMetrics | None = None) -> Starlett
 
 
 def families_of(ctx: Context) -> tuple[Family, ...]:
-    """The families of the server's kind."""
+    """The families of the server's kind. A request tries their routes in order: first come those
+    that compute."""
     if ctx.renders_only or ctx.server.tokens_only:
-        return (*FAMILIES, scale_out.routes)
+        return (scale_out.routes, *FAMILIES)
     if ctx.config.model.runner == "pooling":
         # They need numpy, which other servers do without.
         from galley.server.routes import embeddings, pooling, pooling_invocations, scoring
 
         return (
-            *FAMILIES,
             embeddings.routes,
             pooling.routes,
             scoring.routes,
             pooling_invocations.routes,
+            *FAMILIES,
         )
-    return (*FAMILIES, *GENERATING)
+    return (*GENERATING, *FAMILIES)
 
 
 def _add_custom(app: Starlette, path: str) -> None:
