@@ -11,7 +11,6 @@ import difflib
 import json
 import logging
 import os
-import re
 import shutil
 import sys
 import textwrap
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 from galley.config.flags import Flag, coerce, flags_of
 from galley.config.resolve import SECTIONS
 from galley.config.server import ServerConfig
-from galley.config.vllm_flags import asks, disposition
+from galley.config.vllm_flags import asks, disposition, groups_of_vllm
 from galley.errors import ConfigError
 
 T = TypeVar("T")
@@ -184,16 +183,12 @@ class CommandParser:
         if self.positionals:
             lines += ["", "arguments:"]
             lines += [_entry(name, text, width) for name, text in self.positionals]
-        shared = [group for group in self.groups if group in SHARED]
         own = [f for f in self.flags.values() if f.owner not in SHARED or f.name in self.first]
         if own:
             lines += ["", "options:", *(_describe(f, width) for f in own)]
+        shared = self._group_list([group for group in self.groups if group in SHARED], width)
         if shared:
-            lines += ["", "option groups (see --help=GROUP, --help=FLAG or --help=all):"]
-            for group in shared:
-                names = " ".join(f.option for f in self._flags_of(group))
-                lines.append(_entry(_title(group), _sentence(group), width))
-                lines.append(_entry("", names, width))
+            lines += ["", "option groups (see --help=GROUP, --help=FLAG or --help=all):", *shared]
         if self.examples:
             lines += ["", "examples:", *("  " + e for e in self.examples)]
         return "\n".join(lines)
@@ -203,8 +198,15 @@ class CommandParser:
         for group in self.groups:
             if wanted in (group.__name__.lower(), _title(group).lower().replace(" ", "_")):
                 return self._group_help(group, width)
-        if wanted == "all":
+        if wanted in ("all", "page"):
             return "\n\n".join(self._group_help(g, width) for g in self.groups)
+        if wanted == "listgroup":
+            return "\n".join(self._group_list(self.groups, width))
+        theirs = groups_of_vllm().get(wanted)
+        if theirs:
+            known = [self.flags[name] for name in theirs if name in self.flags]
+            others = [_flag_of_vllm(name) for name in theirs if name not in self.flags]
+            return "\n".join([*(_describe(f, width) for f in known), *others])
         hits = [f for f in self.flags.values() if f.name == wanted]
         if not hits:
             flags = list(self.flags.values())
@@ -212,14 +214,18 @@ class CommandParser:
             hits += [f for f in flags if f not in hits and topic.lower() in f.help.lower()]
         if hits:
             return "\n".join(_describe(f, width) for f in hits)
-        # vLLM's groups are named like the flag that sets them: AttentionConfig.
-        for name in (wanted, re.sub(r"(?<=[a-z])(?=[A-Z])", "_", topic).lower()):
-            verdict, sentence = disposition(name)
-            if verdict != "unknown":
-                return f"--{name.replace('_', '-')}: a flag of vLLM's; {sentence}"
+        if disposition(wanted)[0] != "unknown":
+            return _flag_of_vllm(wanted)
         near = difflib.get_close_matches(wanted, self.flags, 1, 0.7)
         hint = f"Did you mean --help={near[0].replace('_', '-')}?" if near else "See --help."
         raise ConfigError(f"no flag or group matches {topic!r}. {hint}")
+
+    def _group_list(self, groups: list[type], width: int) -> list[str]:
+        lines = []
+        for group in groups:
+            names = " ".join(f.option for f in self._flags_of(group))
+            lines += [_entry(_title(group), _sentence(group), width), _entry("", names, width)]
+        return lines
 
     def _group_help(self, group: type, width: int) -> str:
         head = f"{_title(group)}: {_sentence(group)}".rstrip()
@@ -243,6 +249,10 @@ def _title(group: type) -> str:
 def _sentence(group: type) -> str:
     """A sentence on the flags of a group."""
     return (group.__doc__ or "").strip().partition("\n")[2].strip()
+
+
+def _flag_of_vllm(name: str) -> str:
+    return f"--{name.replace('_', '-')}: a flag of vLLM's; {disposition(name)[1]}"
 
 
 def _entry(head: str, text: str, width: int) -> str:

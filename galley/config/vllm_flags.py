@@ -46,6 +46,12 @@ def asks(name: str, value: object) -> bool:
     return bool(value) and text.lower() not in _NOTHING and text not in satisfied_values(name)
 
 
+@cache
+def groups_of_vllm() -> dict[str, list[str]]:
+    """Flags (underscores) of the groups of vLLM (lower case) that Galley does not have."""
+    return {group: flags.split() for group, flags in _data()["groups"].items()}
+
+
 def disposition(name: str) -> tuple[Verdict, str]:
     """The verdict on the vLLM flag `name` (underscores), and its sentence."""
     return dispositions().get(name, ("unknown", ""))

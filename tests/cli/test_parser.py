@@ -153,6 +153,9 @@ def test_vllm_hints_print_a_notice(parser):
         ("preempt", "--num-gpu-blocks-override"),
         ("enable-dbo", "a flag of vLLM's"),
         ("AttentionConfig", "only attention backend"),
+        ("VllmConfig", "--speculative-config, -sc JSON"),
+        ("listgroup", "--scheduling-policy"),
+        ("page", "--prefix-caching-hash-algo"),
     ],
 )
 def test_help_has_topics(parser, capsys, topic, wanted):

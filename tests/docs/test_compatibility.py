@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks.served import MODEL, SMALL, Server, serve
 from galley.config.resolve import from_kwargs
+from galley.config.vllm_flags import groups_of_vllm
 from galley.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +94,14 @@ def test_a_flag_that_accepts_one_value_does_not_count_as_working() -> None:
         assert verdicts[flag] == "not yet"
     with pytest.raises(ConfigError, match="must be 1"):
         from_kwargs({"tensor_parallel_size": 2}, "server", {})
+
+
+def test_groups_of_flags_are_those_of_vllm() -> None:
+    """What `--help=VllmConfig` and the like list."""
+    flags = json.loads((DATA / "flags.json").read_text())["serve"]
+    for group, names in groups_of_vllm().items():
+        theirs = [flag["name"] for flag in flags if flag["group"].lower() == group]
+        assert [f"--{name.replace('_', '-')}" for name in names] == theirs
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from galley.cli.parser import CommandParser
 from galley.errors import ConfigError
 
 #: vLLM bench flags that have no effect here.
-_HINTS = "trust_remote_code tokenizer_mode custom_ensure_client_side_data no_reranker"
+_HINTS = "trust_remote_code tokenizer_mode custom_ensure_client_side_data reranker"
 _REFUSED = {
     "only text prompts are measured.": """
         enable_multimodal_chat random_mm_base_items_per_request limit_mm_per_prompt
