@@ -3,8 +3,8 @@
     python -m benchmarks.symptoms [--only NAME] [--dry]
 
 For each symptom a load and a setting reproduce the problem on a server with the built-in model, and
-the metrics that show it are read. Then the same load runs with the setting that fixes it (checklist
-210–214, 260). Fails if a metric does not move as it should. The numbers go to
+the metrics that show it are read. Then the same load runs with each setting that fixes it
+(checklist 210–214, 260). Fails if a metric does not move as it should. The numbers go to
 docs/generate/symptoms.json, from which `make docs` writes docs/troubleshooting.md.
 """
 
@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.clients import stream
+from benchmarks.clients import CHAT, stream
 from benchmarks.served import MODEL, ROOT, Metrics, Server, serve
 
 RESULTS = ROOT / "docs" / "generate" / "symptoms.json"
@@ -50,7 +50,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class Symptom:
-    """`trouble` and `remedy` are flags; `number` is the checklist's."""
+    """A problem and its remedies.
+
+    Attributes:
+        number: the checklist's.
+        trouble: flags with which the load has the problem.
+        remedies: flags that fix it, the first choice first.
+        others: advice beside the flags.
+    """
 
     name: str
     number: int
@@ -58,7 +65,7 @@ class Symptom:
     why: str
     load: Callable[[int], Awaitable[object]]
     trouble: tuple[str, ...]
-    remedy: tuple[str, ...]
+    remedies: tuple[tuple[str, ...], ...]
     readings: tuple[Reading, ...]
     others: str = ""
 
@@ -127,8 +134,14 @@ async def long_among_short(port: int) -> None:
 
 
 async def growing(port: int) -> None:
-    """Twelve requests with long answers."""
-    await asyncio.gather(*(stream(port, request(150, 250, i)) for i in range(12)))
+    """Twelve chats whose answers go on to the longest that the server allows."""
+
+    async def chat(start: int) -> None:
+        text = request(60, 0, start)["prompt"]
+        body = {"messages": [{"role": "user", "content": text}], "ignore_eos": True}
+        await stream(port, body, path=CHAT)
+
+    await asyncio.gather(*(chat(i) for i in range(12)))
 
 
 async def interrupted(port: int) -> None:
@@ -154,6 +167,12 @@ async def repeated(port: int) -> None:
     for i in range(8):
         body = request(700, 4)
         await stream(port, {**body, "prompt": body["prompt"] + f" Question {i}: why?"})
+
+
+async def in_turn(port: int) -> None:
+    """Four long beginnings, one after the other, three times."""
+    for i in range(12):
+        await stream(port, request(700, 4, i % 4 * 4))
 
 
 # ---------------------------------------------------------------- readings
@@ -199,13 +218,13 @@ SYMPTOMS = (
         "Requests are queued because all slots are in use.",
         crowd,
         ("--max-num-seqs", "2"),
-        ("--max-num-seqs", "32"),
+        (("--max-num-seqs", "32"),),
         (
             average("vllm:num_requests_waiting", "requests waiting, mean", 0.5),
             mean(TTFT, "time to first token, mean", 0.6),
         ),
-        "If the KV cache is full as well (`vllm:kv_cache_usage_perc`), more slots do not help: add "
-        "memory or replicas.",
+        "If the KV cache is full as well (`vllm:kv_cache_usage_perc`), more slots do not help: see "
+        "below, or add replicas on other machines (not tried here).",
     ),
     Symptom(
         "ttft-prompts",
@@ -214,15 +233,17 @@ SYMPTOMS = (
         "Prompts are long (`vllm:request_prompt_tokens`), and each step has only the tokens for "
         "them that the running streams leave.",
         long_among_short,
-        ("--max-num-batched-tokens", "16", "--max-num-seqs", "16"),
-        ("--max-num-batched-tokens", "2048", "--max-num-seqs", "16"),
+        ("--max-num-batched-tokens", "16", "--max-num-seqs", "16", "--num-threads", "1"),
+        (
+            ("--max-num-batched-tokens", "2048", "--max-num-seqs", "16", "--num-threads", "1"),
+            ("--max-num-batched-tokens", "16", "--max-num-seqs", "16", "--num-threads", "2"),
+        ),
         (
             p99("vllm:request_prompt_tokens", "prompt tokens, p99", 1.0, ""),
             mean("vllm:request_prefill_time_seconds", "prefill time, mean", 0.8),
             mean(TTFT, "time to first token, mean", 0.8),
         ),
-        "More cores shorten prefill in proportion. If streams get choppy, the step is too large "
-        "again: see below.",
+        "If streams get choppy, the step is too large again: see below.",
     ),
     Symptom(
         "kv-pressure",
@@ -230,14 +251,20 @@ SYMPTOMS = (
         "The KV cache is full, and requests are preempted",
         "The running sequences need more blocks than there are; some are preempted and recomputed.",
         growing,
-        ("--kv-cache-memory-bytes", "48M"),
-        ("--kv-cache-memory-bytes", "256M"),
+        ("--kv-cache-memory-bytes", "72M", "--max-model-len", "384"),
+        (
+            ("--kv-cache-memory-bytes", "256M", "--max-model-len", "384"),
+            ("--gpu-memory-utilization", "0.5", "--max-model-len", "384"),
+            ("--kv-cache-memory-bytes", "72M", "--max-model-len", "384", "--max-num-seqs", "6"),
+            ("--kv-cache-memory-bytes", "72M", "--max-model-len", "192"),
+            ("--kv-cache-memory-bytes", "72M", "--max-model-len", "384", "--kv-cache-dtype", "fp8"),
+        ),
         (
             peak("vllm:kv_cache_usage_perc", "KV cache usage, max", 0.8),
             growth("vllm:num_preemptions_total", "preemptions", 0.2),
         ),
-        "Also: `--gpu-memory-utilization` up, `--max-num-seqs` or `--max-model-len` down, a "
-        "quantised checkpoint (its weights leave more memory for the cache).",
+        "Weights of a quantised checkpoint leave more memory to `--gpu-memory-utilization`: "
+        "`galley inspect MODEL --memory` says how much.",
     ),
     Symptom(
         "choppy",
@@ -246,13 +273,17 @@ SYMPTOMS = (
         "A long prompt fills a step, and every stream waits for that step.",
         interrupted,
         ("--max-num-batched-tokens", "2048"),
-        ("--max-num-batched-tokens", "128"),
+        (
+            ("--max-num-batched-tokens", "128"),
+            ("--target-itl", "60"),
+            ("--max-num-batched-tokens", "2048", "--long-prefill-token-threshold", "128"),
+        ),
         (
             p99("vllm:inter_token_latency_seconds", "inter-token latency, p99", 0.8),
             p99("galley:step_tokens", "tokens in a step, p99", 0.5, ""),
         ),
         "Without `--max-num-batched-tokens`, a step with prompts takes about `--target-itl` "
-        "milliseconds (60) while others stream. "
+        "milliseconds (60, a server's default) while others stream. "
         "`--long-prefill-token-threshold` limits only prompts, and only while others run.",
     ),
     Symptom(
@@ -262,25 +293,39 @@ SYMPTOMS = (
         "Requests arrive faster than the slots are freed: the waiting reason is `capacity`.",
         arrivals,
         ("--max-num-seqs", "1"),
-        ("--max-num-seqs", "16"),
+        (("--max-num-seqs", "16"),),
         (
             mean("vllm:request_queue_time_seconds", "time in the queue, mean", 0.5),
             peak("vllm:num_requests_waiting_by_reason", "waiting for capacity, max", 0.5),
         ),
-        "If it grows with enough slots, the machine is full: add replicas. A reason `deferred` "
+        "If it grows with enough slots, the machine is full: add replicas on other machines (not "
+        "tried here). A reason `deferred` "
         "means that the request waits for something other than a slot.",
     ),
     Symptom(
         "prefix",
         214,
         "Prompts with a common prefix are slow",
-        "Each is recomputed: prefix caching is off, or the prompts differ early (a date, an id), "
-        "or the cache is too small to keep them.",
+        "Each is recomputed: prefix caching is off, or the prompts differ early (a date, an id).",
         repeated,
         ("--no-enable-prefix-caching",),
-        ("--enable-prefix-caching",),
+        (("--enable-prefix-caching",),),
         (HIT_RATE, mean(TTFT, "time to first token, mean", 0.6)),
         "Put the parts that change at the end of the prompt.",
+    ),
+    Symptom(
+        "prefix-evicted",
+        214,
+        "Repeated prompts are slow although prefix caching is on",
+        "Their blocks are evicted before they are needed again: the cache holds fewer tokens than "
+        "the prompts that take turns.",
+        in_turn,
+        ("--kv-cache-memory-bytes", "24M", "--max-model-len", "1024"),
+        (
+            ("--kv-cache-memory-bytes", "256M", "--max-model-len", "1024"),
+            ("--gpu-memory-utilization", "0.5", "--max-model-len", "1024"),
+        ),
+        (HIT_RATE, mean(TTFT, "time to first token, mean", 0.6)),
     ),
 )
 
@@ -290,7 +335,8 @@ SYMPTOMS = (
 
 def measure(symptom: Symptom, flags: tuple[str, ...]) -> list[float]:
     """The readings under the symptom's load, with these flags."""
-    memory = () if "--kv-cache-memory-bytes" in flags else ("--kv-cache-memory-bytes", "256M")
+    sized = {"--kv-cache-memory-bytes", "--gpu-memory-utilization"} & {*flags}
+    memory = () if sized else ("--kv-cache-memory-bytes", "256M")
     with serve(*COMMON, *memory, *flags) as server:
         asyncio.run(stream(server.port, request(8, 2, 9999)))
         before = server.metrics()
@@ -319,20 +365,16 @@ def main() -> int:
     for symptom in SYMPTOMS:
         if args.only not in (None, symptom.name):
             continue
-        pairs = list(
-            zip(
-                symptom.readings,
-                measure(symptom, symptom.trouble),
-                measure(symptom, symptom.remedy),
-                strict=True,
-            )
-        )
-        results[symptom.name] = {r.label: [round(a, 4), round(b, 4)] for r, a, b in pairs}
-        print(f"{symptom.title}: {' '.join(symptom.trouble)} → {' '.join(symptom.remedy)}")
-        for reading, trouble, remedy in pairs:
-            fault = judge(reading, trouble, remedy)
-            print(f"  {reading.label}: {trouble:.3g} → {remedy:.3g}{'  WRONG' if fault else ''}")
-            faults += [f"{symptom.name}: {fault}"] if fault else []
+        settings = (symptom.trouble, *symptom.remedies)
+        columns = [measure(symptom, flags) for flags in settings]
+        rows = dict(zip(symptom.readings, zip(*columns, strict=True), strict=True))
+        results[symptom.name] = {r.label: [round(v, 4) for v in rows[r]] for r in rows}
+        for flags, column in zip(symptom.remedies, columns[1:], strict=True):
+            print(f"{symptom.title}: {' '.join(symptom.trouble)} → {' '.join(flags)}", flush=True)
+            for reading, trouble, remedy in zip(rows, columns[0], column, strict=True):
+                fault = judge(reading, trouble, remedy)
+                print(f"  {reading.label}: {trouble:.3g} → {remedy:.3g}{' WRONG' if fault else ''}")
+                faults += [f"{symptom.name}: {fault}"] if fault else []
     if not args.dry and not faults:
         results["machine"] = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")

@@ -9,10 +9,10 @@ from benchmarks.symptoms import SYMPTOMS, Reading, Symptom
 
 HEAD = """# Troubleshooting
 
-From a symptom to the metric that shows it and the flag that fixes it. Every line has been tried:
-`make symptoms` reproduces the problem, applies the fix, and fails if the metric does not move. The
-numbers are from its last run with the built-in model ({machine}); yours will differ, but they move
-in the same direction.
+From a symptom to the metric that shows it and the flag that fixes it. Every column of the tables
+has been tried: `make symptoms` reproduces the problem, applies each fix, and fails if the metric
+does not move. The numbers are from its last run with the built-in model ({machine}); yours will
+differ, but they move in the same direction.
 
 The panels are those of `deploy/grafana/galley.json`, the alerts those of
 `deploy/prometheus/alerts.yml`.
@@ -39,13 +39,13 @@ def tree() -> str:
 
 def section(symptom: Symptom, numbers: dict[str, list[float]]) -> str:
     lines = [f"\n## {symptom.title}\n", symptom.why, ""]
-    trouble, remedy = " ".join(symptom.trouble), " ".join(symptom.remedy)
-    lines += [f"| | `{trouble}` | `{remedy}` | as a query |", "|---|---|---|---|"]
+    settings = (symptom.trouble, *symptom.remedies)
+    heads = " | ".join(f"`{' '.join(flags)}`" for flags in settings)
+    lines += [f"| | {heads} | as a query |", "|---" * (len(settings) + 2) + "|"]
     for reading in symptom.readings:
-        before, after = numbers[reading.label]
-        cells = f"{shown(before, reading.unit)} | {shown(after, reading.unit)}"
+        cells = " | ".join(shown(value, reading.unit) for value in numbers[reading.label])
         lines.append(f"| {reading.label} | {cells} | `{reading.query}` |")
-    return "\n".join([*lines, "", symptom.others, ""])
+    return "\n".join([*lines, *(["", symptom.others] if symptom.others else []), ""])
 
 
 def shown(value: float, unit: str) -> str:
@@ -63,8 +63,8 @@ def anchor(title: str) -> str:
 
 
 def change(symptom: Symptom) -> str:
-    """The flag whose value differs, with both values."""
-    before, after = list(symptom.trouble), list(symptom.remedy)
+    """The flag whose value the first remedy changes, with both values."""
+    before, after = symptom.trouble, symptom.remedies[0]
     for i, (old, new) in enumerate(zip(before, after, strict=True)):
         if old != new:
             return f"`{new}`" if old.startswith("--") else f"`{before[i - 1]}` ({old} → {new})"
