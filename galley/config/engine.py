@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from galley.config.model_info import ModelImpl
 from galley.config.registries import (
-    BACKENDS,
     LOAD_FORMAT_ALIASES,
     LOAD_FORMATS,
     PROPOSERS,
@@ -272,8 +271,9 @@ class DeviceConfig:
     Backend and threads of the computation.
     """
 
-    backend: str = field(default="auto", metadata={"choices": ("auto", *BACKENDS)})
-    """`cpu`: the native kernels. `reference`: plain PyTorch (needs the torch extra)."""
+    backend: str = "auto"
+    """`cpu` (`auto`): the native kernels. `reference`: plain PyTorch (needs the torch extra). Or
+    the name of an installed plugin: an entry point of the group `galley.backends`."""
     num_threads: int | None = None
     """Compute threads. Default: one per core that this process may use."""
     batch_invariant: bool = False

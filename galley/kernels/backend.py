@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import msgspec
 import numpy as np
@@ -27,6 +27,8 @@ from galley.kv.layout import KVLayout, plan_layout
 if TYPE_CHECKING:
     from galley.kernels.weights import PackedWeight
 
+#: Entry points of other packages: each is a class like those of BACKENDS.
+GROUP = "galley.backends"
 #: Number format of weights that are not quantised.
 Dense = Literal["f32", "bf16"]
 #: Allocates a number of bytes, writable, 64-byte aligned.
@@ -253,12 +255,8 @@ def open_backend(
     Raises:
         ConfigError: there is no such backend, or what it needs is not installed.
     """
-    place = BACKENDS.get("cpu" if name == "auto" else name)
-    if place is None:
-        known = ", ".join(["auto", *BACKENDS])
-        raise ConfigError(f"--backend {name}: no such backend; choose from {known}")
     try:
-        module = importlib.import_module(place[0])
+        make = _backend_class("cpu" if name == "auto" else name)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("galley"):
             raise  # a bug, or a build without kernels: the traceback says more
@@ -266,7 +264,19 @@ def open_backend(
             f"--backend {name} needs the package {error.name}, which is not installed: "
             f"{install_command(error.name)}"
         ) from error
-    backend: Backend = getattr(module, place[1])(
+    return make(
         dense, threads=threads, eager=eager, quantized_activations=quantized_activations, kv=kv
     )
-    return backend
+
+
+def _backend_class(name: str) -> Callable[..., Backend]:
+    """The class of BACKENDS, or of an entry point. Raises ConfigError, ModuleNotFoundError."""
+    if name in BACKENDS:
+        module, attribute = BACKENDS[name]
+        return cast(Callable[..., Backend], getattr(importlib.import_module(module), attribute))
+    from importlib.metadata import entry_points  # slow to import: only for a plugin
+
+    for point in entry_points(group=GROUP, name=name):
+        return cast(Callable[..., Backend], point.load())
+    known = ", ".join(["auto", *BACKENDS, *sorted(entry_points(group=GROUP).names)])
+    raise ConfigError(f"--backend {name}: no such backend; choose from {known}", field="backend")

@@ -33,7 +33,7 @@ BLOCK = re.compile(
     r"(?:\n+<!-- output: (?P<output>[^>]+) -->)?",
     re.M | re.S,
 )
-SHOWN = ("text", "json", "yaml")
+SHOWN = ("text", "json", "yaml", "toml")
 #: A server's command: up to the end of the line that does not go on.
 STARTS = re.compile(r"^galley serve\b(?:.*\\\n)*.*\n", re.M)
 

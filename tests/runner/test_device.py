@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from galley import LLM, SamplingParams
 from galley.config import DeviceConfig, EngineConfig, ModelConfig, ModelInfo
 from galley.errors import ConfigError, ModelError
 from galley.models.registry import ARCHITECTURES, Architecture
@@ -47,6 +48,28 @@ def test_float16_is_computed_in_bfloat16_with_one_line(dtype, caplog):
 def test_the_backend_is_the_one_that_was_named(backend, name):
     config = EngineConfig(device=DeviceConfig(backend=backend, num_threads=1))
     assert open_device(config, "bf16", MODEL, []).name == name
+
+
+def test_a_backend_of_another_package(tmp_path, monkeypatch):
+    """Checklist 258, 263, 264: an entry point of the group `galley.backends`."""
+    (tmp_path / "plugin_backend.py").write_text(
+        "from galley.kernels.cpu import CpuBackend\n\n\n"
+        "class PluginBackend(CpuBackend):\n    name = 'plugin'\n"
+    )
+    metadata = tmp_path / "plugin_backend-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin-backend\nVersion: 1\n")
+    points = "[galley.backends]\nplugin = plugin_backend:PluginBackend\n"
+    (metadata / "entry_points.txt").write_text(points)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with LLM(backend="plugin", max_model_len=64, kv_cache_memory_bytes="8m") as llm:
+        [output] = llm.generate("Water", SamplingParams(max_tokens=2), use_tqdm=False)
+    assert len(output.outputs[0].token_ids) == 2
+    config = EngineConfig(device=DeviceConfig(backend="plugin", num_threads=1))
+    assert open_device(config, "bf16", MODEL, []).name == "plugin"
+    config = EngineConfig(device=DeviceConfig(backend="other"))
+    with pytest.raises(ConfigError, match=r"no such backend; choose from auto, cpu, .*plugin"):
+        open_device(config, "bf16", MODEL, [])
 
 
 def test_the_architecture_says_which_backends_can_run_it(monkeypatch):
