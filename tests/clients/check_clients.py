@@ -28,6 +28,8 @@ from tests.models.checkpoints import Case, make
 from tests.models.encoders import SIZES
 from tests.server.test_cross_encoder import write_tokenizer
 
+#: Several start PyTorch.
+pytestmark = pytest.mark.timeout(900)
 CLIENTS = ROOT / "build" / "clients" / "bin"
 VLLM = Path(os.environ.get("LAB", ROOT / "build" / "lab")) / "vllmcpu" / "bin" / "vllm"
 PROGRAMS = Path(__file__).parent / "programs"

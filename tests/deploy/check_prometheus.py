@@ -25,6 +25,7 @@ from benchmarks.served import MODEL, Server, serve
 from tests.deploy.promql import DEPLOY, alert_queries, panel_queries
 from tests.deploy.tools import free_port, get_json, run, wait_until
 
+pytestmark = pytest.mark.timeout(600)
 #: Four slots, and blocks for little more than two of the requests below.
 OVERLOADED = ("--max-num-seqs", "4", "--num-gpu-blocks-override", "44", "--max-model-len", "512")
 CLIENTS = 12

@@ -19,6 +19,7 @@ from tests.deploy.check_prometheus import Prometheus, shortened
 from tests.deploy.promql import DEPLOY
 from tests.deploy.tools import free_port, run, wait_until
 
+pytestmark = pytest.mark.timeout(300)
 KEY = "secret"
 
 
