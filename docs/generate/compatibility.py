@@ -222,9 +222,7 @@ def route_rows(program: Program) -> list[Row]:
     rows = []
     for route in load("routes.json")["routes"]:
         name = f"{route['method']} {route['path']}"
-        if "--tokens-only (legacy" in route["condition"]:
-            rows.append((name, *reasons.route(route)))
-        elif name in program.plain:
+        if name in program.plain:
             guarded = name in program.guarded
             note = "" if guarded == route["key"] else f"key: {guarded}, vLLM: {route['key']}"
             rows.append((name, WORKS, note))

@@ -9,27 +9,13 @@ WORKS, NOTHING, REFUSED, NOT_YET = "works", "no effect", "refused", "not yet"
 Verdict = tuple[str, str]
 
 COMMANDS: dict[str, Verdict] = {
-    "bench": (NOT_YET, ""),
-    "bench latency": (NOT_YET, ""),
-    "bench throughput": (NOT_YET, ""),
     "bench mm-processor": (NOT_YET, "only text models are supported yet"),
-    "bench serve": (NOT_YET, ""),
-    "bench startup": (NOT_YET, ""),
-    "bench sweep": (NOT_YET, ""),
-    "bench sweep serve": (NOT_YET, ""),
-    "bench sweep serve_workload": (NOT_YET, ""),
-    "bench sweep startup": (NOT_YET, ""),
-    "bench sweep plot": (NOT_YET, ""),
-    "bench sweep plot_pareto": (NOT_YET, ""),
     "download-kernels": (REFUSED, "the kernels are a part of the package"),
     "preload": (NOT_YET, "packed weights are cached on disk and mapped by every start"),
-    "run-batch": (NOT_YET, "OpenAI batch files"),
     "snapshot": (NOT_YET, "a start takes about a second as it is"),
     "snapshot create": (NOT_YET, "a start takes about a second as it is"),
     "snapshot inspect": (NOT_YET, "a start takes about a second as it is"),
     "snapshot restore": (NOT_YET, "a start takes about a second as it is"),
-    "chat": (NOT_YET, ""),
-    "complete": (NOT_YET, ""),
 }
 #: Flags that the parser knows and whose other values do not act yet.
 FLAGS: dict[str, Verdict] = {
@@ -110,6 +96,7 @@ def still(name: str) -> str:
     return "its feature is not there"
 
 
+_NO_TOOLS = "the server runs no tools itself"
 _VARIABLES: dict[str, Verdict] = {
     "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": (NOTHING, "the server always stays up: a new engine starts"),
     "VLLM_CHAT_TEMPLATE_RENDER_TIMEOUT": (NOTHING, "templates have 2 seconds of CPU time"),
@@ -119,10 +106,7 @@ _VARIABLES: dict[str, Verdict] = {
     "VLLM_USE_RUST_BENCH": (REFUSED, "there is one bench client"),
     "VLLM_RUST_FRONTEND_PATH": (REFUSED, "there is one front end"),
     "VLLM_ENABLE_COHERE_API": (NOT_YET, "Cohere's API"),
-    "VLLM_SERVER_DEV_MODE": (NOT_YET, "development routes"),
     "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": (REFUSED, "--enable-log-outputs logs the answers"),
-    "VLLM_BATCH_INVARIANT": (NOTHING, "answers never depend on the batch"),
-    "PYTHONHASHSEED": (NOT_YET, ""),
     "VLLM_ALLOW_INSECURE_SERIALIZATION": (REFUSED, "nothing is ever unpickled from a socket"),
     "VLLM_ENABLE_V1_MULTIPROCESSING": (NOTHING, "LLM runs in one process, the server in three"),
     "VLLM_WORKER_MULTIPROC_METHOD": (NOTHING, "the launcher is small and forks"),
@@ -152,10 +136,16 @@ _VARIABLES: dict[str, Verdict] = {
     "VLLM_LOG_MODEL_INSPECTION": (NOTHING, "`galley inspect` shows the model"),
     "VLLM_DISABLE_LOG_LOGO": (NOTHING, "there is no logo"),
     "VLLM_TRACE_FUNCTION": (REFUSED, "use a profiler"),
-    "VLLM_LOGGING_COLOR": (NOT_YET, ""),
-    "VLLM_REGEX_COMPILATION_TIMEOUT_S": (NOT_YET, "structured output"),
-    "VLLM_XGRAMMAR_CACHE_MB": (NOT_YET, "structured output"),
-    "VLLM_V1_USE_OUTLINES_CACHE": (NOT_YET, "structured output"),
+    "VLLM_REGEX_COMPILATION_TIMEOUT_S": (NOTHING, "a constraint has a second of CPU time"),
+    "VLLM_XGRAMMAR_CACHE_MB": (NOTHING, "the engine keeps the grammars that were used last"),
+    "VLLM_V1_USE_OUTLINES_CACHE": (NOTHING, "there is no backend of outlines"),
+    "VLLM_TOOL_PARSE_REGEX_TIMEOUT_SECONDS": (NOTHING, "calls are parsed as they are written"),
+    "VLLM_ENFORCE_STRICT_TOOL_CALLING": (NOT_YET, "`strict` is always kept"),
+    "VLLM_TOOL_JSON_ERROR_AUTOMATIC_RETRY": (REFUSED, _NO_TOOLS),
+    "VLLM_GPT_OSS_SYSTEM_TOOL_MCP_LABELS": (REFUSED, _NO_TOOLS),
+    "VLLM_GPT_OSS_HARMONY_SYSTEM_INSTRUCTIONS": (NOT_YET, "a chat template decides"),
+    "VLLM_SYSTEM_START_DATE": (NOT_YET, "a chat template is given today's date"),
+    "VLLM_USE_EXPERIMENTAL_PARSER_CONTEXT": (NOTHING, "it tunes how vLLM's server works"),
     "NO_COLOR": (WORKS, "where the log is a terminal"),
     "HF_TOKEN": (WORKS, "by the hub's client, when a hub model is asked for"),
     "HF_HOME": (WORKS, "by the hub's client, when a hub model is asked for"),
@@ -165,13 +155,11 @@ _VARIABLES: dict[str, Verdict] = {
     "LMCACHE_CONFIG_FILE": (NOT_YET, "KV connectors"),
     "DO_NOT_TRACK": (NOTHING, "nothing is ever reported to anyone"),
     "TRANSFORMERS_OFFLINE": (NOTHING, "HF_HUB_OFFLINE; transformers is not used"),
-    "PROMETHEUS_MULTIPROC_DIR": (NOT_YET, "several API servers"),
     "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": (WORKS, "with --otlp-traces-endpoint"),
     "OTEL_EXPORTER_OTLP_TRACES_INSECURE": (WORKS, "by OpenTelemetry, with --otlp-traces-endpoint"),
     "OTEL_SERVICE_NAME": (WORKS, "by OpenTelemetry, with --otlp-traces-endpoint"),
 }
 _VARIABLE_GROUPS: dict[str, Verdict] = {
-    "server/API": (NOT_YET, "structured output, tools and reasoning"),
     "engine": (NOTHING, "it tunes how vLLM's engine works"),
     "network/distributed": (NOT_YET, _PARALLEL),
     "model/assets": (NOT_YET, "loaders for object stores and other formats"),
@@ -253,4 +241,7 @@ CHECKLIST: dict[int, str] = {
     249: "several nodes need tensor or pipeline parallelism",
     251: "two servers behind nginx; Grafana itself is not run",
     252: "/dev/shm is used by tensor parallelism only",
+    257: "of x86-64; other processors build the portable kernels from source",
+    258: "entry points of `galley.backends`; there is no plugin for an accelerator yet",
+    263: "entry points of `galley.backends`; there are no such kernels yet",
 }

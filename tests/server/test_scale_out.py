@@ -263,6 +263,8 @@ def test_an_engine_of_tokens_alone_has_no_tokenizer(engine: Server, front: Serve
         stop = {"token_ids": [1], "sampling_params": {"stop": ["."]}}
         post(server, "/inference/v1/generate", 400, **stop)
         assert server.status("/v1/completions") == server.status("/v1/completions/render") == 404
+        aborting = {"request_ids": ["unknown"]}
+        assert httpx.post(f"{server.url}/abort_requests", json=aborting).is_success
 
 
 def test_routes_are_closed_without_the_flag() -> None:
