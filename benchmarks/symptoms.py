@@ -360,7 +360,7 @@ def main() -> int:
     parser.add_argument("--only", choices=[s.name for s in SYMPTOMS])
     parser.add_argument("--dry", action="store_true", help="write no file")
     args = parser.parse_args()
-    faults = []
+    faults: list[str] = []
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for symptom in SYMPTOMS:
         if args.only not in (None, symptom.name):
@@ -368,14 +368,17 @@ def main() -> int:
         settings = (symptom.trouble, *symptom.remedies)
         columns = [measure(symptom, flags) for flags in settings]
         rows = dict(zip(symptom.readings, zip(*columns, strict=True), strict=True))
-        results[symptom.name] = {r.label: [round(v, 4) for v in rows[r]] for r in rows}
+        wrong: list[str] = []
         for flags, column in zip(symptom.remedies, columns[1:], strict=True):
             print(f"{symptom.title}: {' '.join(symptom.trouble)} → {' '.join(flags)}", flush=True)
             for reading, trouble, remedy in zip(rows, columns[0], column, strict=True):
                 fault = judge(reading, trouble, remedy)
                 print(f"  {reading.label}: {trouble:.3g} → {remedy:.3g}{' WRONG' if fault else ''}")
-                faults += [f"{symptom.name}: {fault}"] if fault else []
-    if not args.dry and not faults:
+                wrong += [f"{symptom.name}: {fault}"] if fault else []
+        faults += wrong
+        if not wrong:
+            results[symptom.name] = {r.label: [round(v, 4) for v in rows[r]] for r in rows}
+    if not args.dry:
         results["machine"] = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     print("\n".join(faults))

@@ -11,7 +11,7 @@ from galley.config.server import ServerConfig
 
 #: As `galley.frontend.input_processor` has it, which this command does not import.
 BUILT_IN_SAMPLING = (
-    "; unless a request says otherwise with temperature 0.2 and top_p 0.9 "
+    "; unless a request says otherwise with temperature 0.2 and top_p 0.5 "
     "(--generation-config vllm: 1 and 1)"
 )
 

@@ -51,7 +51,7 @@ def test_json_holds_what_the_text_shows(capsys):
     facts = json.loads(capsys.readouterr().out)
     assert facts["architecture"] == "LlamaForCausalLM"
     assert facts["parameters"] == 134_515_008
-    assert facts["sampling"] == {"temperature": 0.2, "top_p": 0.9}
+    assert facts["sampling"] == {"temperature": 0.2, "top_p": 0.5}
     assert set(facts["weight_formats"]) == {"Q4_1", "Q8_0", "float32"}
     assert facts["kv_groups"][0]["layers"] == 30
     assert facts["layers"] == {"Attention + MLP": 30}
