@@ -66,7 +66,7 @@ class EngineFlags(TypedDict, total=False):
     pipeline_parallel_size: int | str
     data_parallel_size: int | str
     distributed_executor_backend: Literal["uni", "mp", "loopback"] | None
-    backend: Literal["auto", "cpu", "reference"]
+    backend: str
     num_threads: int | str | None
     batch_invariant: bool
     disable_log_stats: bool
