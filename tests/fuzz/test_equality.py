@@ -9,7 +9,7 @@ import pytest
 from tests.fuzz.cases import DRAFTERS
 from tests.fuzz.run import differences
 
-BATCH = 15
+BATCH = 12
 #: Seeds that have failed once, beside those of the batches.
 REGRESSIONS: list[int] = []
 EVENTS = {"steps", "preemptions", "cached tokens", "evictions", "deaths", "kept blocks"}

@@ -10,7 +10,7 @@ from tests.schema.requests import log_of, run, tiny_server
 
 REQUESTS = 20_000
 #: Of one seed; each makes other requests.
-SECONDS = 90
+LIMITS = ("--max-time", "90", "--max-examples", "20")
 
 
 @pytest.mark.timeout(3600)
@@ -21,7 +21,7 @@ def test_many_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
             if seed == 0:
                 outcome = run(server, tmp_path, "coverage", seed=seed)
             else:
-                outcome = run(server, tmp_path, "fuzzing,stateful", seed=seed, seconds=SECONDS)
+                outcome = run(server, tmp_path, "fuzzing,stateful", *LIMITS, seed=seed)
             assert not outcome.failures, outcome.report
             assert outcome.requests > 100
             sent, seed = sent + outcome.requests, seed + 1

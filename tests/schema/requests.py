@@ -69,10 +69,9 @@ def tiny_server(folder: Path) -> Iterator[Server]:
         yield server
 
 
-def run(
-    server: Server, folder: Path, phases: str, *, seed: int, seconds: int | None = None
-) -> Outcome:
-    """Ask `server` for so many seconds, or until `phases` end; `folder` is for files.
+def run(server: Server, folder: Path, phases: str, *limits: str, seed: int) -> Outcome:
+    """Ask `server` until `phases` end, or as `limits`, options of schemathesis, say; `folder` is
+    for files.
 
     The phase `coverage` goes through every boundary of every field, `fuzzing` draws at random,
     `stateful` uses in one request what another answered.
@@ -82,8 +81,7 @@ def run(
         *(sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"),
         *("run", f"{server.url}/openapi.json", "--no-color", "--continue-on-failure"),
         *("--checks", ",".join(CHECKS), "--phases", phases),
-        *(() if seconds is None else ("--max-time", str(seconds), "--max-examples", "20")),
-        *("-H", f"Authorization: Bearer {KEY}", "--seed", str(seed), "--no-shrink"),
+        *(*limits, "-H", f"Authorization: Bearer {KEY}", "--seed", str(seed), "--no-shrink"),
         *("--exclude-path-regex", STOPPING),
         *("--generation-database", "none", "--report", "json"),
         *("--report-json-path", str(report), "--request-timeout", "60"),

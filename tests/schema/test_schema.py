@@ -1,4 +1,4 @@
-"""The server against its own description, for seconds; `make check-schema` takes minutes and
+"""The server against its own description, in brief; `make check-schema` takes minutes and
 20,000 requests.
 """
 
@@ -11,9 +11,9 @@ from tests.schema.requests import log_of, run, tiny_server
 
 def test_answers_are_as_described(tmp_path: Path) -> None:
     with tiny_server(tmp_path) as server:
-        outcome = run(server, tmp_path, "fuzzing,stateful", seed=1, seconds=15)
+        outcome = run(server, tmp_path, "fuzzing,stateful", "--max-examples", "4", seed=1)
         assert not outcome.failures, outcome.report
         assert outcome.operations >= 30
-        assert outcome.requests > 100  # how many, depends on the machine
+        assert outcome.requests > 100
         assert server.status("/health") == 200
         assert not log_of(server)

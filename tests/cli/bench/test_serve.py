@@ -1,5 +1,6 @@
 """`bench serve` end to end against a fake server: requests, output, and result files."""
 
+import functools
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from galley.cli.bench import endpoint
 from galley.cli.bench.main import main
 from galley.errors import ConfigError, ServerError
 from tests.cli.bench.fake_server import fake_server
@@ -31,6 +33,14 @@ VLLM_DETAILS = {
     "input_lens", "output_lens", "ttfts", "itls", "latencies", "start_times", "queue_times",
     "generated_texts", "errors",
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_tokenizer():
+    """Loaded once for all runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(endpoint, "load_tokenizer", functools.cache(endpoint.load_tokenizer))
+        yield
 
 
 def bench(server, *argv, dataset=SMALL):
