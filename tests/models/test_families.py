@@ -135,17 +135,18 @@ def test_bfloat16_is_as_close_as_transformers(family: Family) -> None:
 
 
 def test_greedy_tokens_equal_transformers(family: Family) -> None:
-    """Over 40 steps in chunks, with preemption and prefix hits: each token is the most likely one
-    after those before it."""
+    """Over 40 steps in chunks, with preemption and prefix hits: each token of a third of the rows
+    is the most likely one after those before it."""
+    prompts, answers = family.prompts[::3], family.answers[::3]
     sequences = [
         prompt + list(output.outputs[0].token_ids)
-        for prompt, output in zip(family.prompts, family.answers, strict=True)
+        for prompt, output in zip(prompts, answers, strict=True)
     ]
     longest = max(map(len, sequences))
     padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in sequences])
     with torch.inference_mode():
         logits = family.model(padded).logits.float()
-    for prompt, ids, rows in zip(family.prompts, sequences, logits, strict=True):
+    for prompt, ids, rows in zip(prompts, sequences, logits, strict=True):
         assert len(ids) == len(prompt) + NEW
         rows = rows[len(prompt) - 1 : len(ids) - 1]
         chosen = rows[torch.arange(NEW), torch.tensor(ids[len(prompt) :])]
