@@ -61,7 +61,7 @@ def run(port: int, pid: int, predicted: Prediction, tokenizer: str | None) -> di
             *("--port", str(port), "--max-concurrency", str(workload.concurrency)),
             *("--input-len", str(workload.prompt - workload.shared)),
             *("--random-prefix-len", str(workload.shared)),
-            *("--output-len", str(workload.output), "--num-warmups", "2"),
+            *("--output-len", str(workload.output), "--num-warmups", "1"),
             *("--num-prompts", str(workload.num_requests), "--temperature", "0"),
             *(("--tokenizer", tokenizer) if tokenizer else ()),
             "--disable-tqdm",

@@ -1,9 +1,8 @@
 """Measures this machine with the real kernels, a few seconds for each format of weights, and keeps
 the result in the cache folder.
 
-A Llama with the sizes of the planned model, but few layers, whose weights are zeros, runs synthetic
-steps, each operation timed: zeros take as long as other numbers, and every format can be filled
-with them.
+A Llama with the sizes of the planned model, whose weights are zeros, runs synthetic steps, each
+operation timed: zeros take as long as other numbers, and every format can be filled with them.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from galley.layers.shapes import ShapeSource
 from galley.layers.weight_specs import Matrix
 from galley.models.decoder import Stage
 from galley.models.registry import model_spec
-from galley.planning.limits import measure_limits
+from galley.planning.limits import beyond_caches, measure_limits
 from galley.planning.machine import THIS, Machine
 from galley.planning.program import Sizes
 from galley.planning.simulate import HostTimes, host_times
@@ -51,10 +50,8 @@ PROMPTS = (128, 256)
 CONTEXT = 256
 #: Share of the peak rates that kernels without a measured speed reach.
 _SHARE = 0.6
-#: Bytes of weights after which no layer is added: more than most last caches hold for two cores.
-_BYTES = 400_000_000
-#: Columns (hidden, intermediate) beyond which speeds no longer change much, and layers.
-_HIDDEN, _INTERMEDIATE, _LAYERS = 4096, 12288, 16
+#: Columns (hidden, intermediate) beyond which speeds no longer change much.
+_HIDDEN, _INTERMEDIATE = 4096, 12288
 _VOCAB = 8192
 
 
@@ -177,7 +174,8 @@ def measure(fmt: WeightFormat, numbers: KVFormat, sizes: Sizes, threads: int) ->
 
 
 def _config(fmt: WeightFormat, sizes: Sizes) -> dict[str, Any]:
-    """The config.json of a Llama of these sizes, with as many layers as `_BYTES` allow."""
+    """The config.json of a Llama of these sizes, with all layers, or so many that the caches hold
+    few of their weights: as in a step of the model."""
     heads, kv_heads, head_dim = sizes.heads, sizes.kv_heads, sizes.head_dim
     hidden, inner = min(sizes.hidden, _HIDDEN), min(sizes.intermediate, _INTERMEDIATE)
     shapes = [(2 * inner, hidden), (hidden, inner), (hidden, heads * head_dim)]
@@ -187,7 +185,7 @@ def _config(fmt: WeightFormat, sizes: Sizes) -> dict[str, Any]:
         "architectures": [ARCHITECTURE],
         "hidden_size": hidden,
         "intermediate_size": inner,
-        "num_hidden_layers": max(min(sizes.layers, _LAYERS, _BYTES // layer), 1),
+        "num_hidden_layers": min(sizes.layers, -(-beyond_caches() // layer)),
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,

@@ -16,7 +16,7 @@ _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _ROUNDS = 1_000_000
 
 
-def _beyond_caches() -> int:
+def beyond_caches() -> int:
     """Bytes of which no cache holds a large part: twice the largest, and at least 256 MiB."""
     sizes = [path.read_text().strip() for path in _CACHES.glob("index*/size")]
     largest = max((int(size[:-1]) << 10 for size in sizes if size.endswith("K")), default=0)
@@ -50,7 +50,7 @@ class Probe:
         self._done = np.zeros(threads, np.int64)
         self._column = np.ones(1, np.int32)
         self._zero = np.zeros(1, np.int32)
-        self._data = aligned_bytes(_beyond_caches())
+        self._data = aligned_bytes(beyond_caches())
         self._data[:] = 1
 
     def _program(self, what: int, size: int) -> _native.Program:

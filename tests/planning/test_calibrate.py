@@ -44,10 +44,13 @@ def test_formats_are_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert again.rates["bf16"] == machine.rates["bf16"]
 
 
-def test_a_large_model_is_measured_by_few_layers() -> None:
+def test_a_large_model_is_measured_by_few_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "beyond_caches", lambda: 600_000_000)
     large = Sizes(hidden=8192, intermediate=28672, heads=64, kv_heads=8, head_dim=128, layers=80)
-    assert calibrate._config(FORMATS[0], large)["num_hidden_layers"] == 1
-    assert calibrate._config(FORMATS[0], SIZES)["hidden_size"] == 256
+    assert calibrate._config(FORMATS[0], large)["num_hidden_layers"] == 2
+    small = SIZES._replace(layers=30)
+    assert calibrate._config(FORMATS[0], small)["num_hidden_layers"] == 30
+    assert calibrate._config(FORMATS[0], small)["hidden_size"] == 256
 
 
 @pytest.mark.usefixtures("quick")
