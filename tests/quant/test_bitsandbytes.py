@@ -47,7 +47,7 @@ def make_4bit(
     block: int = 64,
     double: bool = False,
 ) -> tuple[list[RawTensor], np.ndarray]:
-    """A layer's tensors of random codes and scales; its values, one block at a time."""
+    """A layer's tensors of random codes and scales; its values."""
     n, k = shape
     blocks, levels = n * k // block, np.array(LEVELS[kind], np.float32)
     packed = rng.integers(0, 256, (n * k // 2, 1), dtype=np.uint8)
@@ -65,15 +65,11 @@ def make_4bit(
         codes = rng.integers(0, 256, blocks, dtype=np.uint8)
         state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.0625}
         tensors |= {".absmax": codes, ".nested_absmax": scales, ".nested_quant_map": nested}
-        for b in range(blocks):
-            absmax[b] = nested[codes[b]] * scales[b // 256] + np.float32(0.0625)
+        absmax = nested[codes] * scales.repeat(256)[:blocks] + np.float32(0.0625)
     text = np.frombuffer(json.dumps(state).encode(), np.uint8)
     tensors[f".quant_state.bitsandbytes__{kind}"] = text
-    values = np.empty(n * k, np.float32)
-    for b in range(blocks):
-        pairs = packed[b * block // 2 : (b + 1) * block // 2, 0]
-        codes_of_block = [code for pair in pairs.tolist() for code in divmod(pair, 16)]
-        values[b * block : (b + 1) * block] = levels[codes_of_block] * absmax[b]
+    pairs = np.concatenate([packed >> 4, packed & 15], axis=1)
+    values = levels[pairs.reshape(blocks, block)] * absmax[:, None]
     layer = [raw(f"{name}.weight{kind}", array) for kind, array in tensors.items()]
     return layer, values.reshape(shape)
 

@@ -44,21 +44,19 @@ def random_layer(
 
 
 def expected(layer: list[RawTensor], config: dict[str, Any]) -> np.ndarray:
-    """float32 [N, K], one number at a time, from the format's description."""
+    """float32 [N, K], from single bits and the format's description."""
     qweight, qzeros, scales, g_idx = (tensor.data for tensor in layer)
-    bits, (k, n) = config["bits"], (len(g_idx), scales.shape[1])
-    mask = 2**bits - 1
-    # Each column of codes, and each row of zeros, is one number of many bits.
-    codes = [int.from_bytes(column.tobytes(), "little") for column in qweight.T]
-    zeros = [int.from_bytes(row.tobytes(), "little") for row in qzeros]
-    values = np.empty((n, k), np.float32)
-    for i, o in np.ndindex(k, n):
-        g = g_idx[i]
-        code, zero = codes[o] >> bits * i & mask, zeros[g] >> bits * o & mask
-        if config["checkpoint_format"] == "gptq":
-            zero = (zero + 1) & mask
-        values[o, i] = np.float32(scales[g, o]) * np.float32(code - zero)
-    return values
+    bits = config["bits"]
+
+    def numbers(words: np.ndarray) -> np.ndarray:
+        """Of each row, whose words are one run of bits."""
+        single = np.unpackbits(words.copy().view(np.uint8), axis=1, bitorder="little")
+        return single.reshape(len(words), -1, bits) @ (1 << np.arange(bits))
+
+    codes, zeros = numbers(qweight.T), numbers(qzeros)
+    if config["checkpoint_format"] == "gptq":
+        zeros = (zeros + 1) % 2**bits
+    return scales.T[:, g_idx].astype(np.float32) * (codes - zeros[g_idx].T).astype(np.float32)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
