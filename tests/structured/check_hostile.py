@@ -67,9 +67,10 @@ def test_refusals_in_time_and_streams_go_on(server: Server) -> None:
         stream.join()
     gaps = [b - a for a, b in zip(stream.times, stream.times[1:], strict=False)]
     print(f"slowest: {slowest}; longest gap of the stream: {max(gaps):.3f} s of {len(gaps)}")
-    assert max(gaps) < LIMIT / 2
-    # The limit of the child process is CPU time: on a machine busy with other work it lasts longer.
+    # The limit of the child process is CPU time: on a machine busy with other work it lasts longer,
+    # and so do steps.
     if before < (os.cpu_count() or 1):
+        assert max(gaps) < LIMIT / 2
         assert slowest[1] < LIMIT
 
 
