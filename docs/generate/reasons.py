@@ -136,7 +136,7 @@ _VARIABLES: dict[str, Verdict] = {
     "VLLM_LOG_MODEL_INSPECTION": (NOTHING, "`galley inspect` shows the model"),
     "VLLM_DISABLE_LOG_LOGO": (NOTHING, "there is no logo"),
     "VLLM_TRACE_FUNCTION": (REFUSED, "use a profiler"),
-    "VLLM_REGEX_COMPILATION_TIMEOUT_S": (NOTHING, "a constraint has a second of CPU time"),
+    "VLLM_REGEX_COMPILATION_TIMEOUT_S": (NOTHING, "a constraint has 0.8 seconds of CPU time"),
     "VLLM_XGRAMMAR_CACHE_MB": (NOTHING, "the engine keeps the grammars that were used last"),
     "VLLM_V1_USE_OUTLINES_CACHE": (NOTHING, "there is no backend of outlines"),
     "VLLM_TOOL_PARSE_REGEX_TIMEOUT_SECONDS": (NOTHING, "calls are parsed as they are written"),
