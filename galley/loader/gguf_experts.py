@@ -13,7 +13,7 @@ from typing import Any
 from galley.errors import ModelError
 from galley.loader.fields import Fields
 from galley.loader.gguf_architecture import ATTENTION_NAMES, LLAMA_TOP, MLP_NAMES, Architecture
-from galley.loader.gguf_states import attention, per_layer
+from galley.loader.gguf_states import attention, layer_types, per_layer
 
 _ATTENTION = {**ATTENTION_NAMES, "post_attention_norm": "post_attention_layernorm"}
 
@@ -102,6 +102,7 @@ ERNIE_NAMES = {
     **GLM_NAMES,
     "exp_probs_b.bias": "mlp.moe_statics.e_score_correction_bias",
 }
+EXAONE_NAMES = {**GLM_NAMES, "exp_probs_b.bias": "mlp.e_score_correction_bias"}
 AFMOE_NAMES = {
     **_ATTENTION,
     **MLP_NAMES,
@@ -281,6 +282,14 @@ def glm4_moe(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
         "num_hidden_layers": layers - meta.integer(f"{arch}.nextn_predict_layers", 0),
         "attention_bias": "blk.0.attn_q.bias" in names,
         "use_qk_norm": "blk.0.attn_q_norm.weight" in names,
+    }
+
+
+def exaone_moe(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
+    return {
+        **glm4_moe(meta, arch, names),
+        **layer_types(meta, arch),
+        "sliding_window": meta.integer(f"{arch}.attention.sliding_window", least=1),
     }
 
 
@@ -466,6 +475,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "dots1": Architecture("Dots1ForCausalLM", "dots1", in_layer=GLM_NAMES, config=dots1),
     "ernie4_5-moe": Architecture(
         "Ernie4_5_MoeForCausalLM", "ernie4_5_moe", in_layer=ERNIE_NAMES, config=ernie_moe
+    ),
+    "exaone-moe": Architecture(
+        "ExaoneMoeForCausalLM", "exaone_moe", in_layer=EXAONE_NAMES, config=exaone_moe
     ),
     "glm4moe": Architecture(
         "Glm4MoeForCausalLM",

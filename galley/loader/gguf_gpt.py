@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from msgspec.structs import replace
 
 from galley.errors import ModelError
 from galley.loader.fields import Fields
 from galley.loader.gguf_architecture import FINAL_LAYERNORM, LLAMA_NAMES, Architecture
 from galley.loader.gguf_dense import equal_layers
+from galley.loader.gguf_states import layer_types
 
 _UP_DOWN = {"ffn_up": "mlp.dense_h_to_4h", "ffn_down": "mlp.dense_4h_to_h"}
 _NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
@@ -114,13 +114,7 @@ def bloom(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
 
 
 def exaone4(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
-    """A file with windows says of each layer whether it has one."""
-    config = equal_layers(meta, arch, names)
-    slides = meta.values.get(f"{arch}.attention.sliding_window_pattern")
-    if isinstance(slides, np.ndarray):
-        kinds = ["sliding_attention" if slide else "full_attention" for slide in slides]
-        config["layer_types"] = kinds
-    return config
+    return equal_layers(meta, arch, names) | layer_types(meta, arch)
 
 
 def falcon(meta: Fields, arch: str, names: set[str]) -> dict[str, Any]:
@@ -285,6 +279,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "hunyuan_v1_dense",
         in_layer=LLAMA_NAMES | HUNYUAN_NAMES,
     ),
+    "jais2": Architecture("Jais2ForCausalLM", "jais2", config=nemotron),
     "minicpm": Architecture("MiniCPMForCausalLM", "minicpm", interleaved_qk=True, config=minicpm),
     "mpt": Architecture(
         "MptForCausalLM",

@@ -448,6 +448,15 @@ def per_layer(meta: Fields, arch: str, key: str) -> list[int]:
     return [meta.integer(f"{arch}.{key}")] * layers
 
 
+def layer_types(meta: Fields, arch: str) -> dict[str, Any]:
+    """Which layers have a window, where the file says it of each."""
+    slides = meta.values.get(f"{arch}.attention.sliding_window_pattern")
+    if not isinstance(slides, np.ndarray):
+        return {}
+    kinds = ["sliding_attention" if slide else "full_attention" for slide in slides]
+    return {"layer_types": kinds}
+
+
 def _mamba2_sizes(meta: Fields, arch: str) -> tuple[int, int, int]:
     """Heads, inner and hidden size."""
     heads = meta.integer(f"{arch}.ssm.time_step_rank", least=1)

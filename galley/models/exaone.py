@@ -81,7 +81,8 @@ def exaone4(model_info: ModelInfo) -> DecoderSpec:
 
 
 def exaone_moe(model_info: ModelInfo) -> DecoderSpec:
-    """EXAONE 4's attention in pre-norm layers, and DeepSeek's mixtures behind some dense layers."""
+    """EXAONE 4's attention in pre-norm layers, and DeepSeek's mixtures behind some dense layers. A
+    layer that predicts a further token, which GGUF files have behind the others, is not used."""
     config = model_fields(model_info).with_defaults(first_k_dense_replace=1)
     sizes = read_sizes(config, eps=1e-5)
     windows, routing = _windows(config, sizes), deepseek_routing(config)
@@ -97,7 +98,7 @@ def exaone_moe(model_info: ModelInfo) -> DecoderSpec:
             spec = replace(spec, mlp=replace(moe, choice_bias=bias))
         layers.append(spec)
     model = decoder(sizes, layers)
-    return replace(model, ignored=(*model.ignored, "mtp."))
+    return replace(model, ignored=(*model.ignored, "mtp.", f"model.layers.{sizes.layers}."))
 
 
 def _windows(config: ModelFields, sizes: Sizes) -> list[int]:

@@ -150,6 +150,20 @@ def afmoe(writer: Writer, c: Any) -> None:
     writer.add_sliding_window(c.sliding_window)
 
 
+def exaone(writer: Writer, c: Any) -> None:
+    heads(writer, c)
+    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_expert_feed_forward_length(c.moe_intermediate_size)
+    writer.add_expert_shared_count(c.num_shared_experts)
+    writer.add_expert_shared_feed_forward_length(c.moe_intermediate_size * c.num_shared_experts)
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    writer.add_expert_weights_norm(c.norm_topk_prob)
+    writer.add_expert_weights_scale(c.routed_scaling_factor)
+    writer.add_leading_dense_block_count(c.mlp_layer_types.count("dense"))
+    writer.add_sliding_window(c.sliding_window)
+    writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in c.layer_types])
+
+
 def hunyuan(writer: Writer, c: Any) -> None:
     heads(writer, c)
     writer.add_feed_forward_length(c.intermediate_size)
@@ -285,6 +299,7 @@ FILES: dict[str, tuple[ARCH, Callable[..., None], Callable[..., Tensors]]] = {
     "deepseek-v3.2": (ARCH.GLM_DSA, deepseek, by_head),
     "glm-moe-dsa": (ARCH.GLM_DSA, deepseek, by_head),
     "ernie4.5-moe": (ARCH.ERNIE4_5_MOE, ernie, split),
+    "exaone-moe": (ARCH.EXAONE_MOE, exaone, split),
     "glm4-moe": (ARCH.GLM4_MOE, glm, split),
     "gpt-oss": (ARCH.GPT_OSS, gpt_oss, in_turn),
     "granite-moe-shared": (ARCH.GRANITE_MOE, granite, permuted),
@@ -346,6 +361,8 @@ def case_of(name: str) -> Case:
     if name == "afmoe":  # each fourth layer sees all tokens
         kinds = [*["sliding_attention"] * 3, "full_attention"]
         case = replace(case, config={**case.config, "num_hidden_layers": 4, "layer_types": kinds})
+    if name == "exaone-moe":  # files say nothing of groups
+        case = replace(case, config={**case.config, "n_group": 1, "topk_group": 1})
     if name.startswith("qwen"):
         # llama.cpp has no dense layers here.
         sparse = {"mlp_only_layers": [], "decoder_sparse_step": 1}

@@ -359,6 +359,7 @@ FILES = {
         VARIANTS["gpt-neox-sequential"], ARCH.GPTNEOX, gpt_neox_keys, joined
     ),
     "hunyuan": File(FAMILIES["hunyuan"], ARCH.HUNYUAN_DENSE, hunyuan_keys),
+    "jais2": File(FAMILIES["jais2"], ARCH.JAIS2),
     "internlm2": File(LLAMA, ARCH.INTERNLM2, change=permuted, names=ARCH.LLAMA),
     "minicpm": File(MINICPM, ARCH.MINICPM, minicpm_keys, permuted),
     "minicpm3": File(MINICPM3, ARCH.MINICPM3, minicpm3_keys),
