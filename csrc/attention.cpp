@@ -15,7 +15,8 @@
 // A row's bits depend on its own tokens alone: the cache is walked in tiles of 64 tokens at
 // absolute multiples of 64, in chunks of 512 at absolute multiples of 512; each chunk starts from
 // an empty state, and the states of the chunks are merged in order. Where a token sees all of a short
-// sequence, tiles of AMX walk it at once (attention_whole_amx.h). The division into work items
+// sequence, tiles of AMX walk it at once (attention_whole_amx.h), and so they walk a chunk of a latent
+// cache (attention_latent_amx.h). The division into work items
 // (attention_plan.h) is free.
 #include "attention_kernel.h"
 
@@ -56,7 +57,6 @@ class Attention final : public Op {
     }
     shape_.head_dim = kv_.latent ? value_dim_ : kv_.head_dim;
     shape_.is_f32 = kv_.format.is_f32();
-    shape_.is_latent = kv_.latent;
     shape_.words = shape_.is_f32 ? kv_.head_dim : kv_.head_dim / 2;
     shape_.magnitudes = kv_magnitudes(kv_.format.kind);
     shape_.value_scale = kv_.format.v_scale;
@@ -102,28 +102,42 @@ class Attention final : public Op {
         (in_groups(out_kind_) && geometry_.group * shape_.head_dim % kGroup != 0);
     plan_ = a.plan<AttentionPlan>(geometry_);
 #if GALLEY_HAS_X86
-    sees_whole_ = isa() == Isa::amx && !geometry_.causal && geometry_.window == 0 && !by_distance() &&
-                  !sinks_ && shape_.soft_cap == 0.0f && kv_.format.kind == KvKind::bf16 && !q_is_f32_ &&
-                  shape_.head_dim % 16 == 0 && shape_.head_dim <= kWholeDims;
-    attend_whole_ = amx::attend_whole;
+    const bool tiles = isa() == Isa::amx && geometry_.window == 0 && !by_distance() &&
+                       shape_.soft_cap == 0.0f && kv_.format.kind == KvKind::bf16;
+    if (tiles && !geometry_.causal && !sinks_ && !q_is_f32_ && shape_.head_dim % 16 == 0 &&
+        shape_.head_dim <= kWholeDims) {
+      attend_whole_ = amx::attend_whole;
+    }
+    if (tiles && kv_.latent && geometry_.causal && geometry_.span == 0 &&
+        shape_.head_dim % 32 == 0 && shape_.words % 16 == 0) {
+      attend_latents_ = amx::attend_latents;
+    }
 #endif
   }
 
-  void plan(const Step& step, int threads) override { plan_->make_once(step, threads); }
+  void plan(const Step& step, int threads) override {
+    plan_->make_once(step, threads);
+    threads_ = threads;
+  }
 
   int64_t tiles(const Step&, int) const override {
     return static_cast<int64_t>(plan_->items.size());
   }
 
-  void run(const Step& step, int64_t begin, int64_t end, int) override {
+  void run(const Step& step, int64_t begin, int64_t end, int thread) override {
+    // In its own range a thread goes on with the tiles behind `end` (pool.h).
+    const int64_t count = tiles(step, threads_), first = thread * count / threads_;
+    const int64_t last = begin < first ? end : std::max(end, (thread + 1) * count / threads_);
     for (int64_t i = begin; i < end; i++) {
-      run_item(step, plan_->items[i], i + 1 < end ? &plan_->items[i + 1] : nullptr);
+      run_item(step, plan_->items[i], i + 1 < last ? &plan_->items[i + 1] : nullptr);
     }
   }
 
  private:
   // Rows that share the values made of a tile's latent keys.
   static constexpr int64_t kLatentRows = 64;
+  static constexpr int64_t kLatentBlock = 16;  // rows up to a multiple of it are read
+  static constexpr int64_t kChunkPages = kWholeTokens / kPage;
   // With as many rows of a tile, codes are converted in registers, with more once for all.
   static constexpr int64_t kFewRows = 6;
 
@@ -140,7 +154,9 @@ class Attention final : public Op {
     float* slopes;  // [head] of each row, if there are slopes
     int32_t* position;  // of each of a head's rows, if there are slopes or biases
     int32_t* biases;    // [head] of each row the offset of its table, if there are biases
-    const uint8_t* next[kTilePages] = {};  // first pages of the thread's next item
+    float* scores;      // of a chunk of latents
+    const AttentionItem* next_item = nullptr;  // of the thread
+    const uint8_t* next[kTilePages] = {};      // its first pages
   };
 
   // The table of each head, in units of scores, with its ends repeated.
@@ -165,10 +181,14 @@ class Attention final : public Op {
   void gather(const Step& step, const AttentionGroup& g, const Work& work) const;
   void find_pages(const Step& step, const AttentionGroup& g, int64_t start,
                   const uint8_t** pages) const;
+  int64_t find_chunk(const Step& step, const AttentionGroup& g, int64_t chunk,
+                     const uint8_t** pages) const;
   bool is_whole(const Step& step, const AttentionGroup& g) const;
   void attend_group(const Step& step, const AttentionGroup& g) const;
   void attend_chunk(const Step& step, const AttentionGroup& g, int64_t chunk, bool is_last,
                     const Work& work) const;
+  void attend_latents(const Step& step, const AttentionGroup& g, int64_t chunk, bool is_last,
+                      const Work& work) const;
   void convert_tile(AttentionTile* tile, const Work& work) const;
   void make_values(AttentionTile* tile, const Work& work) const;
   void finish(const AttentionGroup& g, const float* states, float* out) const;
@@ -181,6 +201,7 @@ class Attention final : public Op {
   KvLayout kv_;
   int64_t heads_;
   Kind out_kind_;
+  int threads_ = 1;
   std::vector<float> slopes_;  // of each query head, in units of scores; empty = none
   std::vector<float> biases_;  // of each query head bias_row_ numbers; empty = none
   int64_t bias_row_ = 0;
@@ -192,8 +213,8 @@ class Attention final : public Op {
   decltype(&generic::convert_codes) convert_codes_ = GALLEY_PICK(convert_codes);
   decltype(&generic::values_of_keys) values_of_keys_ = GALLEY_PICK(values_of_keys);
   decltype(&generic::attend_tile) attend_tile_ = GALLEY_PICK_TILES(attend_tile);
-  bool sees_whole_ = false;
   void (*attend_whole_)(const AttentionShape&, const WholeAttention&) = nullptr;
+  void (*attend_latents_)(const AttentionShape&, const LatentAttention&) = nullptr;
   decltype(&generic::merge_states) merge_states_ = GALLEY_PICK(merge_states);
   decltype(&generic::finish_states) finish_states_ = GALLEY_PICK(finish_states);
   decltype(&generic::pack_queries) pack_queries_ = GALLEY_PICK(pack_queries);
@@ -210,17 +231,21 @@ Attention::Work Attention::work_for(const AttentionGroup& g) const {
   const int64_t biases = biases_.empty() ? 0 : rows;
   // In floats.
   const int64_t value_rows = kTile / (shape_.is_f32 ? 1 : 2);
-  const int64_t values = kv_.latent ? value_rows * shape_.value_row / 4 : 0;
+  const int64_t values = kv_.latent && !attend_latents_ ? value_rows * shape_.value_row / 4 : 0;
+  const int64_t more_rows = attend_latents_ ? kLatentBlock : 0;
+  const int64_t scores = attend_latents_ ? (rows + more_rows) * kLatentScores : 0;
   const int64_t keys = shape_.magnitudes ? kTile * shape_.words * (kv_.latent ? 1 : 2) : 0;
-  w.states = thread_scratch(keys + values + 2 * states + columns + rows * shape_.words + 2 * per_head +
-                            slopes + biases + (by_distance() ? per_head : 0));
+  w.scores = thread_scratch(scores + keys + values + 2 * states + columns +
+                            (rows + more_rows) * shape_.words + 2 * per_head + slopes + biases +
+                            (by_distance() ? per_head : 0));
+  w.states = w.scores + scores;
   w.keys = reinterpret_cast<uint8_t*>(w.states);
   w.values = w.keys + 4 * keys;
   w.states += keys + values;
   w.total = w.states + states;
   w.out = w.total + states;
   w.q = reinterpret_cast<uint32_t*>(w.out + columns);
-  w.first = reinterpret_cast<int32_t*>(w.q + rows * shape_.words);
+  w.first = reinterpret_cast<int32_t*>(w.q + (rows + more_rows) * shape_.words);
   w.last = w.first + per_head;
   w.slopes = reinterpret_cast<float*>(w.last + per_head);
   w.biases = reinterpret_cast<int32_t*>(w.slopes + slopes);
@@ -238,6 +263,7 @@ void Attention::run_item(const Step& step, const AttentionItem& item, const Atte
     const AttentionGroup& n = plan_->groups[next->group];
     const int64_t first = geometry_.first_of(n.position) / kTile * kTile;
     find_pages(step, n, std::max(next->first_chunk * kChunk, first), work.next);
+    work.next_item = next;
   }
   if (g.chunks == 1) {
     attend_chunk(step, g, item.first_chunk, true, work);
@@ -267,7 +293,7 @@ void Attention::run_item(const Step& step, const AttentionItem& item, const Atte
 
 // Whether the queries see all of a short sequence, of a kind that tiles compute at once.
 bool Attention::is_whole(const Step& step, const AttentionGroup& g) const {
-  return sees_whole_ && known_tokens(step, g.row) <= kWholeTokens;
+  return attend_whole_ && known_tokens(step, g.row) <= kWholeTokens;
 }
 
 void Attention::attend_group(const Step& step, const AttentionGroup& g) const {
@@ -362,11 +388,53 @@ void Attention::find_pages(const Step& step, const AttentionGroup& g, int64_t st
   }
 }
 
+// Addresses of K in the pages of a chunk that the group attends to, and their number; up to the next
+// multiple of four, the first page again.
+int64_t Attention::find_chunk(const Step& step, const AttentionGroup& g, int64_t chunk,
+                              const uint8_t** pages) const {
+  const int64_t begin = chunk * kChunk;
+  const int64_t end = std::min<int64_t>(begin + kChunk, g.position + g.queries);
+  int64_t count = 0;
+  for (int64_t position = begin; position < end; position += kPage) {
+    pages[count++] = kv_.page(step.slots[g.row], position);
+  }
+  std::fill(pages + count, pages + (count + 3) / 4 * 4, pages[0]);
+  return count;
+}
+
+void Attention::attend_latents(const Step& step, const AttentionGroup& g, int64_t chunk,
+                               bool is_last, const Work& work) const {
+  const int64_t rows = geometry_.rows(g);
+  const uint8_t *pages[kChunkPages], *ahead[kChunkPages];
+  find_chunk(step, g, chunk, pages);
+  LatentAttention job{};
+  job.pages = pages;
+  job.ahead = ahead;
+  if (!is_last) {
+    job.ahead_pages = find_chunk(step, g, chunk + 1, ahead);
+  } else if (work.next_item) {
+    const AttentionItem& next = *work.next_item;
+    job.ahead_pages = find_chunk(step, plan_->groups[next.group], next.first_chunk, ahead);
+  }
+  if (job.ahead_pages > 0 && ahead[0] == pages[0]) job.ahead_pages = 0;
+  job.start = chunk * kChunk;
+  job.tokens = std::min<int64_t>(kChunk, work.last[rows - 1] - job.start);
+  int64_t first = 0;
+  while (work.last[first] <= job.start) first++;
+  job.rows = rows - first;
+  job.q = work.q + first * shape_.words;
+  job.last = work.last + first;
+  job.scores = work.scores;
+  job.state = work.states + first * shape_.state_size();
+  attend_latents_(shape_, job);
+}
+
 void Attention::attend_chunk(const Step& step, const AttentionGroup& g, int64_t chunk,
                              bool is_last, const Work& work) const {
+  clear_states_(shape_, work.states, geometry_.rows(g));
+  if (attend_latents_) return attend_latents(step, g, chunk, is_last, work);
   const int64_t per_head = g.queries * geometry_.group, size = shape_.state_size();
   const int64_t end_of_rows = work.last[per_head - 1];
-  clear_states_(shape_, work.states, geometry_.rows(g));
   const int64_t from = std::max<int64_t>(chunk * kChunk, work.first[0] / kTile * kTile);
   const int64_t to = std::min<int64_t>((chunk + 1) * kChunk, end_of_rows);
   const uint8_t* following[kTilePages];

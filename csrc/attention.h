@@ -21,6 +21,8 @@ constexpr int64_t kChunk = 512;
 constexpr int kTilePages = 4;
 // Tokens of a sequence, and dimensions of a head, that `attend_whole` takes at most.
 constexpr int64_t kWholeTokens = 512, kWholeDims = 256;
+// Floats of a row's scores in `attend_latents`; rows of whole pages would share a few sets of the cache.
+constexpr int64_t kLatentScores = kWholeTokens + 16;
 constexpr int kBiasPadding = 16;
 
 struct AttentionShape {
@@ -38,7 +40,6 @@ struct AttentionShape {
   const float* biases;
   int64_t reach;
   bool is_f32;         // K, V and q; otherwise bf16, K and V perhaps as codes
-  bool is_latent;      // V is made of K; that of a tile's pages lies one behind the other
 
   __attribute__((always_inline)) int64_t padded_dim() const { return (head_dim + 15) / 16 * 16; }
   // Floats of a row's state: m in the first 16, then l, then o.
@@ -83,6 +84,20 @@ struct WholeAttention {
   bool out_is_f32;
 };
 
+// Rows of all heads of some queries over a chunk of a latent cache.
+struct LatentAttention {
+  const uint8_t* const* pages;  // K of the chunk's pages, up to a multiple of four; all can be read
+  const uint8_t* const* ahead;  // of the pages that are read next, to be prefetched
+  int64_t ahead_pages;
+  int64_t start;   // absolute position of the first token
+  int64_t tokens;  // that the last row attends to
+  int64_t rows;
+  const uint32_t* q;    // [rows][words]; rows up to a multiple of 16 can be read
+  const int32_t* last;  // [rows] as of an AttentionTile
+  float* scores;        // [rows up to a multiple of 16][kLatentScores], for intermediate results
+  float* state;         // [rows][state_size], empty
+};
+
 GALLEY_VARIANTS(
     void clear_states(const AttentionShape& shape, float* states, int64_t rows);
     void attend_tile(const AttentionShape& shape, const AttentionTile& tile);
@@ -107,6 +122,8 @@ GALLEY_VARIANTS(
 
 GALLEY_TILE_VARIANT(
     void attend_tile(const AttentionShape& shape, const AttentionTile& tile);
+    // Of bf16, without biases by distance, a soft cap or a window; words are a multiple of 16, head_dim of 32.
+    void attend_latents(const AttentionShape& shape, const LatentAttention& job);
     // Of bf16, without biases by distance, a soft cap or sinks; head_dim is a multiple of 16.
     void attend_whole(const AttentionShape& shape, const WholeAttention& job);)
 

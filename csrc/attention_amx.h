@@ -1,9 +1,8 @@
 // attend_tile by AMX tiles: q K and p V of bf16, sixteen rows at a time. Other caches go to AVX-512.
 //
 // Sixteen words of K of a page's tokens are a tile as they lie, and so are eight pairs of tokens of V by
-// sixteen dimensions; of a latent cache sixteen pairs, since the values made of two pages follow each
-// other. Every number of rows goes through tiles, since the order of additions is theirs
-// (linear_amx.h): of 32 dimensions, or of the tokens of a tile of V.
+// sixteen dimensions. Every number of rows goes through tiles, since the order of additions is theirs
+// (linear_amx.h): of 32 dimensions, or of the tokens of a page.
 #pragma once
 #include "attention_rows.h"
 #include "tiles.h"
@@ -50,11 +49,10 @@ GALLEY_INLINE void score_pages(RowBlock& b, bool ahead) {
   store_tile<c10>(b.scores[0] + 32, kBytes), store_tile<c11>(b.scores[0] + 48, kBytes);
 }
 
-// V from a page on, `pairs` pairs of tokens, with zeros past the block's last token: memory there may
-// hold NaN.
-GALLEY_INLINE void copy_values(const RowBlock& b, int page, int pairs, uint8_t* to) {
+// V of a page, with zeros past the block's last token: memory there may hold NaN.
+GALLEY_INLINE void copy_values(const RowBlock& b, int page, uint8_t* to) {
   const int64_t row = 4 * b.shape->head_dim, tokens = b.tokens - page * kPageTokens;
-  memset(to, 0, pairs * row);
+  memset(to, 0, kPairs * row);
   for (int64_t i = 0; i < (tokens + 1) / 2; i++) {
     memcpy(to + i * row, b.tile->values[page] + i * b.shape->value_row, row);
   }
@@ -106,7 +104,7 @@ GALLEY_INLINE void attend_values(RowBlock& b) {
     values[page] = b.tile->values[page], strides[page] = b.shape->value_row;
   }
   if (b.tokens % kPageTokens) {
-    copy_values(b, pages - 1, kPairs, copy);
+    copy_values(b, pages - 1, copy);
     values[pages - 1] = copy, strides[pages - 1] = 4 * dims;
   }
   shrink_values(b);
@@ -115,93 +113,11 @@ GALLEY_INLINE void attend_values(RowBlock& b) {
   for (; d < dims; d += kLanes) add_values<1>(b, d, values, strides, pages);
 }
 
-// Of a latent cache, whose keys are long: one block of rows, or two that share what is read.
-template <bool kTwo> GALLEY_INLINE void score_latents(RowBlock (&b)[2], bool ahead) {
-  const int64_t words = b[0].shape->words, q_bytes = 4 * words, steps = words / kTileWords;
-  const AttentionTile& tile = *b[0].tile;
-  constexpr int64_t kBytes = kTileTokens * 4;
-  for (int page = 0; page < kTilePages; page += 2) {
-    const uint32_t* q = tile.q + b[0].first * words;
-    zero_tile<c00>(), zero_tile<c01>();
-    if (kTwo) zero_tile<c10>(), zero_tile<c11>();
-    for (int64_t i = 0; i < steps; i++, q += kTileWords) {
-      load_tile<a0>(q, q_bytes);
-      if (kTwo) load_tile<a1>(q + kRows * words, q_bytes);
-      load_tile<b0>(tile.pages[page] + i * kTileWords * 64, 64), add_bf16<c00, a0, b0>();
-      if (kTwo) add_bf16<c10, a1, b0>();
-      load_tile<b1>(tile.pages[page + 1] + i * kTileWords * 64, 64), add_bf16<c01, a0, b1>();
-      if (kTwo) add_bf16<c11, a1, b1>();
-      if (ahead) prefetch_share(*b[0].shape, tile, page / 2 * steps + i, 2 * steps);
-    }
-    float* scores = b[0].scores[0] + page * kPageTokens;
-    store_tile<c00>(scores, kBytes), store_tile<c01>(scores + kPageTokens, kBytes);
-    scores = b[1].scores[0] + page * kPageTokens;
-    if (kTwo) store_tile<c10>(scores, kBytes), store_tile<c11>(scores + kPageTokens, kBytes);
-  }
-}
-
-template <bool kTwo> GALLEY_INLINE void add_latents(RowBlock (&b)[2]) {
-  const RowBlock& longest = b[kTwo];  // `last` never decreases from row to row
-  const AttentionShape& shape = *b[0].shape;
-  const int64_t dims = shape.head_dim, bytes = 4 * shape.state_size();
-  constexpr int kTokens = 2 * kPageTokens;
-  const int count = static_cast<int>((longest.tokens + kTokens - 1) / kTokens);
-  alignas(64) uint8_t copy[kTileWords * 4 * kMostDims];
-  const uint8_t* values[kTilePages / 2];
-  int64_t strides[kTilePages / 2];
-  for (int i = 0; i < count; i++) values[i] = longest.tile->values[2 * i], strides[i] = shape.value_row;
-  if (longest.tokens % kTokens) {
-    copy_values(longest, 2 * (count - 1), kTileWords, copy);
-    values[count - 1] = copy, strides[count - 1] = 4 * dims;
-  }
-  float* o = b[0].state(0) + 32;
-  float* lower = o + kRows * shape.state_size();
-  for (int64_t d = 0; d < dims; d += 32, o += 32, lower += 32) {
-    load_tile<c00>(o, bytes), load_tile<c01>(o + 16, bytes);
-    if (kTwo) load_tile<c10>(lower, bytes), load_tile<c11>(lower + 16, bytes);
-    for (int i = 0; i < count; i++) {
-      const uint8_t* v = values[i] + 4 * d;
-      load_tile<a0>(b[0].p[0] + i * kTileWords, kTileTokens * 4);
-      if (kTwo) load_tile<a1>(b[1].p[0] + i * kTileWords, kTileTokens * 4);
-      load_tile<b0>(v, strides[i]), add_bf16<c00, a0, b0>();
-      if (kTwo) add_bf16<c10, a1, b0>();
-      load_tile<b1>(v + 64, strides[i]), add_bf16<c01, a0, b1>();
-      if (kTwo) add_bf16<c11, a1, b1>();
-    }
-    store_tile<c00>(o, bytes), store_tile<c01>(o + 16, bytes);
-    if (kTwo) store_tile<c10>(lower, bytes), store_tile<c11>(lower + 16, bytes);
-  }
-}
-
-template <bool kTwo> GALLEY_INLINE void attend_latents(RowBlock (&b)[2], bool ahead) {
-  configure_tiles(static_cast<int>(b[0].rows), kTwo ? static_cast<int>(b[1].rows) : 0);
-  score_latents<kTwo>(b, ahead);
-  for (int i = 0; i <= kTwo; i++) weigh_rows<2>(b[i]), shrink_values(b[i]);
-  add_latents<kTwo>(b);
-}
-
-GALLEY_INLINE void attend_latents(const AttentionShape& shape, const AttentionTile& tile) {
-  RowBlock b[2];
-  b[0].shape = b[1].shape = &shape;
-  b[0].tile = b[1].tile = &tile;
-  for (int64_t row = 0; row < tile.rows;) {
-    row += b[0].take(row);
-    const bool ahead = tile.ahead[0] && b[0].first == 0;
-    if (row == tile.rows) return attend_latents<false>(b, ahead);
-    row += b[1].take(row);
-    attend_latents<true>(b, ahead);
-  }
-}
-
 void attend_tile(const AttentionShape& shape, const AttentionTile& tile) {
   // By the shape alone: all rows of a model have the same order of additions.
   if (shape.is_f32 || shape.magnitudes || shape.head_dim % 16 || shape.words % 8 ||
       shape.head_dim > kMostDims) {
     return avx512::attend_tile(shape, tile);
-  }
-  if (shape.is_latent && shape.head_dim % 32 == 0 && shape.words % kTileWords == 0) {
-    attend_latents(shape, tile);
-    return release_tiles();
   }
   RowBlock b;
   b.shape = &shape;

@@ -30,8 +30,8 @@ after a replay, equal to the last bit. Where a GGUF name is given, the same logi
 the test.
 
 `make compare-llama-cpp LLAMA_CPP=FOLDER/libllama.so` (`tests/models/test_llama_cpp.py`) has
-llama.cpp compute the same tiny files. Of 83, of nearly all decoders with a GGUF name, it loads 67;
-the others have what its code does not, such as biases (the test names it). In 61 the perplexity of
+llama.cpp compute the same tiny files. Of 85, of nearly all decoders with a GGUF name, it loads 69;
+the others have what its code does not, such as biases (the test names it). In 63 the perplexity of
 200 random tokens is within 1 % of its, and where the likeliest tokens part, they lie within 0.1 nat
 of each other, but for up to three tokens of Mixtral and Qwen3-Next, where two experts are a tie
 within the rounding of llama.cpp's f16 cache. In six llama.cpp computes something else, by its code

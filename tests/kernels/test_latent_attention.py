@@ -26,12 +26,13 @@ class Case:
         self.q_rope = numbers(length, heads * rope, seed=4)
 
 
-#: More than a chunk of 512 tokens, of which the last page is not full.
-MANY_TOKENS = Case(571, 48, 16, 5)
+#: Keys of whole tiles of AMX, but not of whole pairs of them.
+HALF_TILES = Case(150, 48, 16, 5)
 #: A tile's keys are larger than the L1 cache, and there are more heads than a block has rows.
 LONG_KEYS = Case(150, 276, 32, 9)
-#: Whole tiles of AMX: more heads than a tile has rows, fewer tokens at the end than one of values.
-WHOLE_TILES = Case(139, 64, 32, 20)
+#: Whole tiles of AMX, more heads than rows; beyond a chunk of 512 tokens, with a last page that is
+#: not full.
+WHOLE_TILES = Case(571, 64, 32, 20)
 
 
 def run(case: Case, kind: int, chunks: list[int], threads: int = 1) -> np.ndarray:
@@ -101,9 +102,9 @@ def expected(case: Case, kind: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("case", "cuts"),
     [
-        (MANY_TOKENS, [[1, 511, 1, 1, 57], [500, 30, *[1] * 41]]),
+        (HALF_TILES, [[1, 60, 9, 1, 79], [130, *[1] * 20]]),
         (LONG_KEYS, [[1, 60, 9, 1, 79], [130, *[1] * 20]]),
-        (WHOLE_TILES, [[1, 60, 9, 1, 68], [130, *[1] * 9]]),
+        (WHOLE_TILES, [[1, 511, 1, 1, 57], [500, 30, *[1] * 41]]),
     ],
 )
 def test_equals_the_definition_in_any_chunks(isa, kind, tolerance, case, cuts):
