@@ -1,6 +1,7 @@
 """Each family of layers against its own roofline, beside the dense path in equal steps.
 
     python -m benchmarks.layers [--repetitions 7] [--rounds 3] [--threads 2] [--families "RWKV 7"]
+        [--steps 8]
 
 Four layers of each family with random weights in bf16. Before each step a buffer beyond the caches
 is read, so that weights, states and the KV cache come from memory, at whose speed their rooflines
@@ -29,7 +30,8 @@ from galley.planning.steps import Shape, StepBench
 from galley.planning.work import work_of
 
 WANTED = 0.8
-SHAPES = [Shape(1, 1024, 1), Shape(8, 1024, 1), Shape(1, 0, 512)]
+#: Rows of a decode step, or a prompt.
+STEPS = {"1": Shape(1, 1024, 1), "8": Shape(8, 1024, 1), "prompt": Shape(1, 0, 512)}
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 4096,
@@ -211,7 +213,7 @@ def write_config(folder: Path, family: Family) -> Path:
 
 
 def rows(
-    names: Sequence[str], threads: int, repetitions: int, rounds: int
+    names: Sequence[str], shapes: list[Shape], threads: int, repetitions: int, rounds: int
 ) -> Iterator[dict[str, Any]]:
     """A row of each family and step; medians over the rounds."""
     with tempfile.TemporaryDirectory() as folder:
@@ -219,7 +221,7 @@ def rows(
         def bench_of(name: str, family: Family) -> StepBench:
             place = write_config(Path(folder, name.replace(" ", "_")), family)
             engine = {"model": str(place), "load_format": "dummy", "num_threads": threads}
-            return StepBench(engine, SHAPES)
+            return StepBench(engine, shapes)
 
         dense, limits = bench_of("dense", DENSE), best_limits(threads)
         probe = Probe(threads)
@@ -232,7 +234,7 @@ def rows(
         for name in names:
             family = FAMILIES[name]
             bench = bench_of(name, family)
-            for shape in SHAPES:
+            for shape in shapes:
                 own, other = [], []
                 for _ in range(rounds):
                     own.append(share_of(bench, family, shape))
@@ -257,10 +259,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     flags = parser.parse_args()
     title = f"Layers against their rooflines, {flags.threads} threads, context 1,024"
-    names = flags.families
-    print_table(title, list(rows(names, flags.threads, flags.repetitions, flags.rounds)))
+    shapes = [STEPS[name] for name in flags.steps]
+    counts = flags.threads, flags.repetitions, flags.rounds
+    print_table(title, list(rows(flags.families, shapes, *counts)))
 
 
 if __name__ == "__main__":
