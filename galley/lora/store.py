@@ -14,6 +14,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -43,17 +45,30 @@ class AdapterFolder:
 
     def add(self, adapter: PackedAdapter) -> int:
         """Write the adapter, unless it is there. Returns its load number."""
+        with self.written(adapter) as add:
+            return add()
+
+    @contextmanager
+    def written(self, adapter: PackedAdapter) -> Iterator[Callable[[], int]]:
+        """Write the adapter to a file of its own. Gives the function that then adds it, which takes
+        no time, and returns its load number."""
         load = load_number(adapter)
-        target = self.path / str(load)
-        if target.exists():
-            return load
         self.path.mkdir(mode=0o700, exist_ok=True)
         fd, name = tempfile.mkstemp(dir=self.path, suffix=".part")
-        with os.fdopen(fd, "wb") as file:
-            file.write(_header(adapter))
-            file.write(adapter.data.data)
-        Path(name).rename(target)
-        return load
+
+        def add() -> int:
+            target = self.path / str(load)
+            if not target.exists():
+                Path(name).rename(target)
+            return load
+
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(_header(adapter))
+                file.write(adapter.data.data)
+            yield add
+        finally:
+            Path(name).unlink(missing_ok=True)
 
     def map(self, load: int, shape: AdapterShape) -> PackedAdapter:
         """The adapter, mapped. Raises ModelError if it is not there, or of another model."""

@@ -195,7 +195,8 @@ class ServedAdapters:
             adapter = self._loader.read(place)
         except ModelError as error:
             raise InvalidRequest(error.message, field="lora_path") from None
-        with self._changing() as registry:
+        # The event loop may wait for the lock, so the file is written before.
+        with self._loader.folder.written(adapter) as add, self._changing() as registry:
             known = registry.entries.get(name)
             if known is not None and not inplace:
                 raise _taken(name)
@@ -203,8 +204,7 @@ class ServedAdapters:
                 raise InvalidRequest(f"{MAX_ADAPTERS} adapters are loaded already.")
             number = registry.last_number + 1 if known is None else known.number
             registry.last_number = max(registry.last_number, number)
-            load = self._loader.folder.add(adapter)
-            registry.entries[name] = Entry(path, load, number, base)
+            registry.entries[name] = Entry(path, add(), number, base)
 
     # ------------------------------------------------------------------ files
 
