@@ -23,7 +23,7 @@ def faulty(faults: str) -> Server:
 def test_memory_runs_short_and_comes_back(capfd: pytest.CaptureFixture[str]) -> None:
     """Requests wait meanwhile; their answers do not change."""
     # Memory is looked at four times a second: steps of a fast machine would be over before.
-    server = faulty("*:step1+=sleep/0.02, 1:step40=short/3")
+    server = faulty("*:step1+=sleep/0.02, 1:step40=short/1.5")
     shed = [a.seen for a in play(server, REQUESTS)]
     assert server.metric("vllm:num_preemptions_total") > 0
     # An engine at rest notices that memory is back, and tells.

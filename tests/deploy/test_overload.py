@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.clients import Answer, stream
 from benchmarks.served import MODEL, Metrics, Server, serve
+from tests.small_model import small_model
 
 pytestmark = pytest.mark.alone
 
@@ -30,7 +31,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run() -> Iterator[Run]:
-    with serve(*FLAGS) as server:
+    with serve(str(small_model()), "--served-model-name", MODEL, *FLAGS) as server:
 
         async def ask(number: int) -> Answer:
             prompt = f"{number} " + "light and colours " * 15
@@ -41,7 +42,7 @@ def run() -> Iterator[Run]:
             asked = asyncio.gather(*(ask(i) for i in range(CLIENTS)))
             during = []
             while not asked.done():
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.02)
                 during.append(await asyncio.to_thread(server.metrics))
             return await asked, during
 

@@ -20,10 +20,9 @@ from galley.cli.bench.sweep.params import (
 )
 from galley.cli.bench.sweep.serve import read_links
 from galley.errors import ConfigError, ServerError
-from tests.cli.bench.test_serve import TEXT
 
 SERVE = shlex.join([sys.executable, str(Path(__file__).with_name("fake_server.py"))])
-BENCH = f"galley bench serve {shlex.join(TEXT)} --input-len 4 --output-len 3 --num-prompts 3"
+BENCH = "galley bench serve --dataset-name random --input-len 4 --output-len 3 --num-prompts 3"
 
 
 def test_lists_are_multiplied_out(tmp_path):
