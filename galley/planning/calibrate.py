@@ -50,9 +50,8 @@ PROMPTS = (128, 256)
 CONTEXT = 256
 #: Share of the peak rates that kernels without a measured speed reach.
 _SHARE = 0.6
-#: Columns (hidden, intermediate) beyond which speeds no longer change much.
-_HIDDEN, _INTERMEDIATE = 4096, 12288
-_VOCAB = 8192
+#: Columns (hidden, intermediate) and logits beyond which speeds no longer change much.
+_HIDDEN, _INTERMEDIATE, _VOCAB = 4096, 12288, 49152
 
 
 class Speed(msgspec.Struct):
@@ -138,7 +137,8 @@ def measure(fmt: WeightFormat, numbers: KVFormat, sizes: Sizes, threads: int) ->
     dense: Dense = "f32" if fmt.name == "f32" else "bf16"
     backend = open_backend("cpu", dense, threads, kv=numbers)
     longest = CONTEXT + max(PROMPTS)
-    info = ModelInfo(ARCHITECTURE, _config(fmt, sizes), _VOCAB, longest, "bfloat16")
+    config = _config(fmt, sizes)
+    info = ModelInfo(ARCHITECTURE, config, config["vocab_size"], longest, "bfloat16")
     model = model_spec(info).build(_Zeros(fmt), Stage(longest))
     decodes = [Shape(rows, CONTEXT, 1) for rows in ROWS]
     prompts = [Shape(1, 0, tokens) for tokens in PROMPTS]
@@ -147,18 +147,21 @@ def measure(fmt: WeightFormat, numbers: KVFormat, sizes: Sizes, threads: int) ->
     small: list[tuple[float, float]] = []
     for shape, found in steps.means([*decodes, *prompts]).items():
         totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        for work, seconds in found.items():
+        read = np.zeros(2)
+        for work, seconds in found:
             attends = work.weights.startswith("attention")
             if work.label == "sample":
                 if shape == decodes[-1]:
-                    speed.sample_seconds = seconds / (shape.rows * _VOCAB)
+                    speed.sample_seconds = seconds / (shape.rows * info.vocab_size)
             elif not work.weights and work.label != "embedding":
                 small.append((work.elements, seconds))
             elif work.weights and (attends or work.rows == shape.tokens):
                 totals[work.weights][0] += work.operations
                 totals[work.weights][1] += seconds
-            if shape.tokens == 1 and work.weights and not attends:
-                speed.read = max(speed.read, work.bytes / seconds)
+            if work.weights and not attends:
+                read += work.bytes, seconds
+        if shape.tokens == 1:
+            speed.read = float(read[0] / read[1])
         for key, (operations, seconds) in totals.items():
             rows = shape.new if key.startswith("attention") else shape.tokens
             speed.rates.setdefault(key, []).append((rows, operations / seconds))
@@ -175,21 +178,23 @@ def measure(fmt: WeightFormat, numbers: KVFormat, sizes: Sizes, threads: int) ->
 
 def _config(fmt: WeightFormat, sizes: Sizes) -> dict[str, Any]:
     """The config.json of a Llama of these sizes, with all layers, or so many that the caches hold
-    few of their weights: as in a step of the model."""
+    few of its weights: as in a step of the model."""
     heads, kv_heads, head_dim = sizes.heads, sizes.kv_heads, sizes.head_dim
     hidden, inner = min(sizes.hidden, _HIDDEN), min(sizes.intermediate, _INTERMEDIATE)
     shapes = [(2 * inner, hidden), (hidden, inner), (hidden, heads * head_dim)]
     shapes.append(((heads + 2 * kv_heads) * head_dim, hidden))
     layer = sum(fmt.num_bytes(shape) for shape in shapes)
+    vocab = min(sizes.vocab, _VOCAB)
+    others = max(beyond_caches() - fmt.num_bytes((vocab, hidden)), 1)
     return {
         "architectures": [ARCHITECTURE],
         "hidden_size": hidden,
         "intermediate_size": inner,
-        "num_hidden_layers": min(sizes.layers, -(-beyond_caches() // layer)),
+        "num_hidden_layers": min(sizes.layers, -(-others // layer)),
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
-        "vocab_size": _VOCAB,
+        "vocab_size": vocab,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "tie_word_embeddings": False,

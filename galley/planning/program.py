@@ -41,6 +41,7 @@ class Sizes(NamedTuple):
     kv_heads: int
     head_dim: int
     layers: int
+    vocab: int
 
 
 class PlannedModel(msgspec.Struct, frozen=True):
@@ -92,12 +93,13 @@ class PlannedModel(msgspec.Struct, frozen=True):
     def sizes(self) -> Sizes:
         """Attention as in its first layer; of common proportions where there is none."""
         inner = max(weight.shape[1] for weight in self._matrices())
+        vocab = self.info.vocab_size
         layers = [n for n in self.nodes if n.op == "attention" and isinstance(n.layer, KVLayer)]
         if not layers:
-            return Sizes(self.hidden, inner, max(self.hidden // 64, 1), 1, 64, 8)
+            return Sizes(self.hidden, inner, max(self.hidden // 64, 1), 1, 64, 8, vocab)
         kv = cast(KVLayer, layers[0].layer)
         heads = layers[0].ints["heads"]
-        return Sizes(self.hidden, inner, heads, kv.kv_heads, kv.head_dim, len(layers))
+        return Sizes(self.hidden, inner, heads, kv.kv_heads, kv.head_dim, len(layers), vocab)
 
     def activation_bytes(self, limits: StepLimits) -> int:
         """Buffers of the largest step, as the CPU backend lays them out."""

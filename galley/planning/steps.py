@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -159,8 +157,8 @@ class SyntheticSteps:
         times = np.median(self._profiled(shape, repetitions, before), axis=0)
         return [Timed(node, float(s)) for node, s in zip(self._nodes, times, strict=True)]
 
-    def means(self, shapes: Sequence[Shape]) -> dict[Shape, dict[Work, float]]:
-        """The mean seconds of each kind of operation, and of sampling, in steps of each shape.
+    def means(self, shapes: Sequence[Shape]) -> dict[Shape, list[tuple[Work, float]]]:
+        """The work and the mean seconds of each operation, and of sampling, in steps of each shape.
 
         Not the median: a step takes the sum of its operations, late ones included. All shapes run
         in each round, so that a slow second of the machine affects each alike.
@@ -172,13 +170,13 @@ class SyntheticSteps:
             for shape in shapes:
                 totals[shape] += self._profiled(shape, _REPETITIONS).mean(axis=0)
             rounds += 1
-        found: dict[Shape, dict[Work, float]] = {}
-        for shape, times in totals.items():
-            alike: dict[Work, list[float]] = defaultdict(list)
-            for node, seconds in zip(self._nodes, times / rounds, strict=True):
-                alike[work_of(node, shape, self.cache)].append(float(seconds))
-            found[shape] = {work: fmean(seconds) for work, seconds in alike.items()}
-        return found
+        return {
+            shape: [
+                (work_of(node, shape, self.cache), float(seconds))
+                for node, seconds in zip(self._nodes, times / rounds, strict=True)
+            ]
+            for shape, times in totals.items()
+        }
 
     @property
     def _nodes(self) -> list[Node | None]:

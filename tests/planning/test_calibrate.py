@@ -13,7 +13,7 @@ from galley.planning.limits import MachineLimits
 from galley.planning.program import Sizes
 
 NUMBERS = KVFormat("bfloat16")
-SIZES = Sizes(hidden=256, intermediate=512, heads=4, kv_heads=4, head_dim=64, layers=1)
+SIZES = Sizes(256, 512, heads=4, kv_heads=4, head_dim=64, layers=1, vocab=1000)
 FORMATS = [WeightFormat("bf16"), WeightFormat("i4", 32, offset="min")]
 
 
@@ -46,8 +46,8 @@ def test_formats_are_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_a_large_model_is_measured_by_few_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "beyond_caches", lambda: 600_000_000)
-    large = Sizes(hidden=8192, intermediate=28672, heads=64, kv_heads=8, head_dim=128, layers=80)
-    assert calibrate._config(FORMATS[0], large)["num_hidden_layers"] == 2
+    large = Sizes(8192, 28672, heads=64, kv_heads=8, head_dim=128, layers=80, vocab=128256)
+    assert calibrate._config(FORMATS[0], large)["num_hidden_layers"] == 1
     small = SIZES._replace(layers=30)
     assert calibrate._config(FORMATS[0], small)["num_hidden_layers"] == 30
     assert calibrate._config(FORMATS[0], small)["hidden_size"] == 256
