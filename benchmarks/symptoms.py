@@ -169,6 +169,12 @@ async def repeated(port: int) -> None:
         await stream(port, {**body, "prompt": body["prompt"] + f" Question {i}: why?"})
 
 
+async def in_turn(port: int) -> None:
+    """Four long beginnings, one after the other, three times."""
+    for i in range(12):
+        await stream(port, request(700, 4, i % 4 * 4))
+
+
 # ---------------------------------------------------------------- readings
 
 
@@ -299,13 +305,26 @@ SYMPTOMS = (
         "prefix",
         214,
         "Prompts with a common prefix are slow",
-        "Each is recomputed: prefix caching is off, or the prompts differ early (a date, an id), "
-        "or the cache is too small to keep them.",
+        "Each is recomputed: prefix caching is off, or the prompts differ early (a date, an id).",
         repeated,
         ("--no-enable-prefix-caching",),
         (("--enable-prefix-caching",),),
         (HIT_RATE, mean(TTFT, "time to first token, mean", 0.6)),
         "Put the parts that change at the end of the prompt.",
+    ),
+    Symptom(
+        "prefix-evicted",
+        214,
+        "Repeated prompts are slow although prefix caching is on",
+        "Their blocks are evicted before they are needed again: the cache holds fewer tokens than "
+        "the prompts that take turns.",
+        in_turn,
+        ("--kv-cache-memory-bytes", "24M", "--max-model-len", "1024"),
+        (
+            ("--kv-cache-memory-bytes", "256M", "--max-model-len", "1024"),
+            ("--gpu-memory-utilization", "0.5", "--max-model-len", "1024"),
+        ),
+        (HIT_RATE, mean(TTFT, "time to first token, mean", 0.6)),
     ),
 )
 
