@@ -115,21 +115,15 @@ class Attention final : public Op {
 #endif
   }
 
-  void plan(const Step& step, int threads) override {
-    plan_->make_once(step, threads);
-    threads_ = threads;
-  }
+  void plan(const Step& step, int threads) override { plan_->make_once(step, threads); }
 
   int64_t tiles(const Step&, int) const override {
     return static_cast<int64_t>(plan_->items.size());
   }
 
-  void run(const Step& step, int64_t begin, int64_t end, int thread) override {
-    // In its own range a thread goes on with the tiles behind `end` (pool.h).
-    const int64_t count = tiles(step, threads_), first = thread * count / threads_;
-    const int64_t last = begin < first ? end : std::max(end, (thread + 1) * count / threads_);
+  void run(const Step& step, int64_t begin, int64_t end, int) override {
     for (int64_t i = begin; i < end; i++) {
-      run_item(step, plan_->items[i], i + 1 < last ? &plan_->items[i + 1] : nullptr);
+      run_item(step, plan_->items[i], i + 1 < end ? &plan_->items[i + 1] : nullptr);
     }
   }
 
@@ -137,7 +131,6 @@ class Attention final : public Op {
   // Rows that share the values made of a tile's latent keys.
   static constexpr int64_t kLatentRows = 64;
   static constexpr int64_t kLatentBlock = 16;  // rows up to a multiple of it are read
-  static constexpr int64_t kChunkPages = kWholeTokens / kPage;
   // With as many rows of a tile, codes are converted in registers, with more once for all.
   static constexpr int64_t kFewRows = 6;
 
@@ -155,8 +148,7 @@ class Attention final : public Op {
     int32_t* position;  // of each of a head's rows, if there are slopes or biases
     int32_t* biases;    // [head] of each row the offset of its table, if there are biases
     float* scores;      // of a chunk of latents
-    const AttentionItem* next_item = nullptr;  // of the thread
-    const uint8_t* next[kTilePages] = {};      // its first pages
+    const uint8_t* next[kTilePages] = {};  // first pages of the thread's next item
   };
 
   // The table of each head, in units of scores, with its ends repeated.
@@ -181,13 +173,11 @@ class Attention final : public Op {
   void gather(const Step& step, const AttentionGroup& g, const Work& work) const;
   void find_pages(const Step& step, const AttentionGroup& g, int64_t start,
                   const uint8_t** pages) const;
-  int64_t find_chunk(const Step& step, const AttentionGroup& g, int64_t chunk,
-                     const uint8_t** pages) const;
   bool is_whole(const Step& step, const AttentionGroup& g) const;
   void attend_group(const Step& step, const AttentionGroup& g) const;
   void attend_chunk(const Step& step, const AttentionGroup& g, int64_t chunk, bool is_last,
                     const Work& work) const;
-  void attend_latents(const Step& step, const AttentionGroup& g, int64_t chunk, bool is_last,
+  void attend_latents(const Step& step, const AttentionGroup& g, int64_t chunk,
                       const Work& work) const;
   void convert_tile(AttentionTile* tile, const Work& work) const;
   void make_values(AttentionTile* tile, const Work& work) const;
@@ -201,7 +191,6 @@ class Attention final : public Op {
   KvLayout kv_;
   int64_t heads_;
   Kind out_kind_;
-  int threads_ = 1;
   std::vector<float> slopes_;  // of each query head, in units of scores; empty = none
   std::vector<float> biases_;  // of each query head bias_row_ numbers; empty = none
   int64_t bias_row_ = 0;
@@ -263,7 +252,6 @@ void Attention::run_item(const Step& step, const AttentionItem& item, const Atte
     const AttentionGroup& n = plan_->groups[next->group];
     const int64_t first = geometry_.first_of(n.position) / kTile * kTile;
     find_pages(step, n, std::max(next->first_chunk * kChunk, first), work.next);
-    work.next_item = next;
   }
   if (g.chunks == 1) {
     attend_chunk(step, g, item.first_chunk, true, work);
@@ -388,39 +376,20 @@ void Attention::find_pages(const Step& step, const AttentionGroup& g, int64_t st
   }
 }
 
-// Addresses of K in the pages of a chunk that the group attends to, and their number; up to the next
-// multiple of four, the first page again.
-int64_t Attention::find_chunk(const Step& step, const AttentionGroup& g, int64_t chunk,
-                              const uint8_t** pages) const {
-  const int64_t begin = chunk * kChunk;
-  const int64_t end = std::min<int64_t>(begin + kChunk, g.position + g.queries);
-  int64_t count = 0;
-  for (int64_t position = begin; position < end; position += kPage) {
-    pages[count++] = kv_.page(step.slots[g.row], position);
-  }
-  std::fill(pages + count, pages + (count + 3) / 4 * 4, pages[0]);
-  return count;
-}
-
 void Attention::attend_latents(const Step& step, const AttentionGroup& g, int64_t chunk,
-                               bool is_last, const Work& work) const {
+                               const Work& work) const {
   const int64_t rows = geometry_.rows(g);
-  const uint8_t *pages[kChunkPages], *ahead[kChunkPages];
-  find_chunk(step, g, chunk, pages);
-  LatentAttention job{};
+  const uint8_t* pages[kWholeTokens / kPage];
+  LatentAttention job;
   job.pages = pages;
-  job.ahead = ahead;
-  if (!is_last) {
-    job.ahead_pages = find_chunk(step, g, chunk + 1, ahead);
-  } else if (work.next_item) {
-    const AttentionItem& next = *work.next_item;
-    job.ahead_pages = find_chunk(step, plan_->groups[next.group], next.first_chunk, ahead);
-  }
-  if (job.ahead_pages > 0 && ahead[0] == pages[0]) job.ahead_pages = 0;
   job.start = chunk * kChunk;
   job.tokens = std::min<int64_t>(kChunk, work.last[rows - 1] - job.start);
+  const int64_t count = (job.tokens + kPage - 1) / kPage;
+  for (int64_t i = 0; i < count; i++) pages[i] = kv_.page(step.slots[g.row], job.start + i * kPage);
+  std::fill(pages + count, pages + (count + 3) / 4 * 4, pages[0]);
   int64_t first = 0;
   while (work.last[first] <= job.start) first++;
+  clear_states_(shape_, work.states, first);
   job.rows = rows - first;
   job.q = work.q + first * shape_.words;
   job.last = work.last + first;
@@ -431,10 +400,10 @@ void Attention::attend_latents(const Step& step, const AttentionGroup& g, int64_
 
 void Attention::attend_chunk(const Step& step, const AttentionGroup& g, int64_t chunk,
                              bool is_last, const Work& work) const {
-  clear_states_(shape_, work.states, geometry_.rows(g));
-  if (attend_latents_) return attend_latents(step, g, chunk, is_last, work);
+  if (attend_latents_) return attend_latents(step, g, chunk, work);
   const int64_t per_head = g.queries * geometry_.group, size = shape_.state_size();
   const int64_t end_of_rows = work.last[per_head - 1];
+  clear_states_(shape_, work.states, geometry_.rows(g));
   const int64_t from = std::max<int64_t>(chunk * kChunk, work.first[0] / kTile * kTile);
   const int64_t to = std::min<int64_t>((chunk + 1) * kChunk, end_of_rows);
   const uint8_t* following[kTilePages];

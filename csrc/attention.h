@@ -87,15 +87,13 @@ struct WholeAttention {
 // Rows of all heads of some queries over a chunk of a latent cache.
 struct LatentAttention {
   const uint8_t* const* pages;  // K of the chunk's pages, up to a multiple of four; all can be read
-  const uint8_t* const* ahead;  // of the pages that are read next, to be prefetched
-  int64_t ahead_pages;
   int64_t start;   // absolute position of the first token
   int64_t tokens;  // that the last row attends to
   int64_t rows;
   const uint32_t* q;    // [rows][words]; rows up to a multiple of 16 can be read
   const int32_t* last;  // [rows] as of an AttentionTile
   float* scores;        // [rows up to a multiple of 16][kLatentScores], for intermediate results
-  float* state;         // [rows][state_size], empty
+  float* state;         // [rows][state_size], written
 };
 
 GALLEY_VARIANTS(

@@ -23,24 +23,10 @@ constexpr int64_t kScoreBytes = 4 * kLatentScores;
 constexpr int64_t kTileNumbers = kTileRows * kTileWords;  // of a tile
 constexpr int64_t kMostPairs = kWholeTokens / (2 * kPageTokens);
 
-// Lines of the next chunk, prefetched a few at a time while this one is computed.
-struct LatentsAhead {
-  static constexpr int64_t kLines = 24;
-  const LatentAttention& job;
-  int64_t page_lines, page = 0, line = 0;
-
-  GALLEY_INLINE void step() {
-    for (int64_t i = 0; i < kLines && page < job.ahead_pages; i++) {
-      __builtin_prefetch(job.ahead[page] + 64 * line, 0, 2);
-      if (++line == page_lines) line = 0, page++;
-    }
-  }
-};
-
 // Scores of a block of rows with four pages at a time, or of two blocks with two.
 template <bool kTwo>
 GALLEY_INLINE void score_latents(const AttentionShape& shape, const LatentAttention& job,
-                                 int64_t row, LatentsAhead& ahead) {
+                                 int64_t row) {
   const int64_t words = shape.words, q_bytes = 4 * words;
   float* scores = job.scores + row * kLatentScores;
   for (int64_t first = 0; first * kPageTokens < job.tokens; first += kTwo ? 2 : 4) {
@@ -56,7 +42,6 @@ GALLEY_INLINE void score_latents(const AttentionShape& shape, const LatentAttent
       if (kTwo) add_bf16<c11, a1, b1>();
       if (!kTwo) load_tile<b0>(pages[2] + 64 * w, 64), add_bf16<c10, a0, b0>();
       if (!kTwo) load_tile<b1>(pages[3] + 64 * w, 64), add_bf16<c11, a0, b1>();
-      ahead.step();
     }
     float* to = scores + first * kPageTokens;
     float* next = to + (kTwo ? kTileRows * kLatentScores : 2 * kPageTokens);
@@ -148,15 +133,13 @@ struct LatentValues {
 // Results of one or two blocks of rows in 32 dimensions.
 template <bool kTwo>
 GALLEY_INLINE void add_latents(const AttentionShape& shape, const LatentAttention& job, int64_t row,
-                               int64_t pairs, int64_t dim, LatentValues& values,
-                               LatentsAhead& ahead) {
+                               int64_t pairs, int64_t dim, LatentValues& values) {
   const float* weights = job.scores + row * kLatentScores;
   zero_tile<c00>(), zero_tile<c01>();
   if (kTwo) zero_tile<c10>(), zero_tile<c11>();
   if (row == 0) values.make(0, dim);
   for (int64_t i = 0; i < pairs; i++, weights += kTileWords) {
     if (row == 0 && i + 1 < pairs) values.make(i + 1, dim);
-    ahead.step();
     const auto& tiles = values.tiles[i & values.mask];
     load_tile<b0>(weights, kScoreBytes);
     if (kTwo) load_tile<b1>(weights + kTileRows * kLatentScores, kScoreBytes);
@@ -178,14 +161,13 @@ GALLEY_INLINE void add_latents(const AttentionShape& shape, const LatentAttentio
 
 void attend_latents(const AttentionShape& shape, const LatentAttention& job) {
   const int64_t pairs = (job.tokens + 2 * kPageTokens - 1) / (2 * kPageTokens);
-  LatentsAhead ahead{job, shape.words};
   LatentValues values(job);
   configure_tiles(kTileRows, kTileRows);
   for (int64_t row = 0; row < job.rows; row += 2 * kTileRows) {
     if (row + kTileRows < job.rows) {
-      score_latents<true>(shape, job, row, ahead);
+      score_latents<true>(shape, job, row);
     } else {
-      score_latents<false>(shape, job, row, ahead);
+      score_latents<false>(shape, job, row);
     }
   }
   for (int64_t row = 0; row < job.rows; row += kTileRows) {
@@ -203,9 +185,9 @@ void attend_latents(const AttentionShape& shape, const LatentAttention& job) {
   for (int64_t dim = 0; dim < shape.head_dim; dim += 2 * kLanes) {
     for (int64_t row = 0; row < job.rows; row += 2 * kTileRows) {
       if (row + kTileRows < job.rows) {
-        add_latents<true>(shape, job, row, pairs, dim, values, ahead);
+        add_latents<true>(shape, job, row, pairs, dim, values);
       } else {
-        add_latents<false>(shape, job, row, pairs, dim, values, ahead);
+        add_latents<false>(shape, job, row, pairs, dim, values);
       }
     }
   }
