@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from galley.chat import template_process
 from galley.chat.sandbox import MAX_SOURCE, MAX_TEXT
 from galley.chat.template_process import TemplateFailure, TemplateProcess
 from galley.chat.templates import MAX_QUICK_MESSAGES, ChatRenderer
@@ -83,7 +84,10 @@ def test_a_template_without_end_or_bound_is_stopped(renderer: ChatRenderer, case
 
 
 @pytest.mark.parametrize("case", ["nested loops", "long text", "long output"])
-def test_a_model_whose_template_has_no_end_is_refused_at_the_start(case: str) -> None:
+def test_a_model_whose_template_has_no_end_is_refused_at_the_start(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_process, "CPU_SECONDS", 0.5)
     renderer = ChatRenderer({"default": ENDLESS[case][0]}, {})
     with pytest.raises(ModelError, match=f"chat template 'default' is refused.*{ENDLESS[case][1]}"):
         renderer.start_trial()()

@@ -84,6 +84,7 @@ def test_goals_costs_and_replicas(small: PlannedModel) -> None:
 
 def test_a_plan_is_printed_and_is_json(capsys: pytest.CaptureFixture[str], large: Path) -> None:
     argv = ["plan", str(large), "--machine", "8xh100", "--rate", "10", "--slo-ttft", "2000"]
+    argv += ["--prompt", "128", "--output", "32"]
     assert main([*argv, "--price-per-hour", "20"]) == 0
     text = capsys.readouterr().out
     for name in ("fits", "limited by", "throughput", "TTFT", "ITL", "goal", "replicas", "cost"):

@@ -154,14 +154,14 @@ def test_pipelined_requests_are_answered_one_after_another(served: Served) -> No
 
 
 def test_a_client_that_sends_no_head_is_let_go() -> None:
-    with serve(head_timeout=1.0) as served:
+    with serve(head_timeout=0.5) as served:
         with socket.create_connection(("127.0.0.1", served.port), timeout=60) as silent:
             assert silent.recv(100) == b""
         with socket.create_connection(("127.0.0.1", served.port), timeout=60) as slow:
             slow.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: ")
             assert slow.recv(100) == b""
         # A head in time is enough, however long the answer takes.
-        served.engine.pause = 0.1
+        served.engine.pause = 0.05
         sock = send(served, "/v1/completions", {**BODY, "stream": False})
         assert b"200 OK" in sock.recv(1000)
         sock.close()

@@ -1,4 +1,5 @@
-"""Every feature of a request together, with each kind of proposer: answers are the plain ones.
+"""Every feature of a request together, with each kind of proposer: answers are the plain ones. A
+proposer of the user's own runs as the built-in ones do (test_answers).
 
 Checklist 45, 73, 113: prompts in chunks, hits, preemption, drafts and constraints share steps.
 """
@@ -16,7 +17,6 @@ from tests.equality.workload import answer, lose_engine
 from tests.lora.checkpoints import random_adapter, save_adapter, uniform
 from tests.lora.test_many import model_shapes
 from tests.small_model import small_model
-from tests.spec.test_answers import Copies
 from tests.spec.test_heads_killed import eagle
 
 TEXT = "The lens bends the light, and the light bends the lens. " * 3
@@ -62,7 +62,6 @@ def way(method: str, home: Path) -> dict[str, Any]:
     models = {
         "draft_model": str(small_model()),
         "eagle": str(home / "eagle"),
-        "custom_class": f"{Copies.__module__}.{Copies.__name__}",
     }
     given = {"method": method, **FIXED}
     return {**given, "model": models[method]} if method in models else given
@@ -94,7 +93,7 @@ def plain(home: Path) -> tuple[list[Any], list[Any]]:
     return answers(llm, home), answers(llm, home, adapted=False)
 
 
-@pytest.mark.parametrize("method", ["ngram", "suffix", "draft_model", "eagle", "custom_class"])
+@pytest.mark.parametrize("method", ["ngram", "suffix", "draft_model", "eagle"])
 def test_answers_are_those_without_drafts(
     method: str, home: Path, plain: tuple[list[Any], list[Any]]
 ) -> None:
