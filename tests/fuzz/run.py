@@ -31,6 +31,8 @@ from tests.fuzz.cases import MACHINE, Ask, Case, draw
 #: Steps after which a workload must be over: each token of each request in a step of its own, and
 #: as much again for what preemption computes twice.
 PATIENCE = 30_000
+#: Steps after which the engine's accounting is checked: what is wrong there stays wrong.
+CHECKED = 4
 
 
 #: What of the configuration says what an answer is, or may be asked for; all else must not matter.
@@ -78,6 +80,7 @@ class Engine:
     def close(self) -> Counter[str]:
         """Its events."""
         assert isinstance(self.client.core, EngineCore)
+        self.client.core.check_integrity()
         self._note(self.client.core)
         if self.files is not None:
             self.files.close()
@@ -113,7 +116,8 @@ class Engine:
             core.executor.submit = die  # type: ignore[method-assign]
         try:
             self.client.step()
-            core.check_integrity()
+            if core.scheduler.step % CHECKED == 0:
+                core.check_integrity()
         except Killed:
             self._note(core)
             self.events["deaths"] += 1
