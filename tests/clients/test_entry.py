@@ -13,13 +13,14 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from benchmarks import tiny
 from benchmarks.served import ROOT, SMALL, serve
-from galley import LLM
+from galley import LLM, SamplingParams
 from galley.cli.main import main
 from galley.cli.serve import parser
 from galley.config.server import ServerConfig
@@ -197,30 +198,23 @@ def test_the_snippet_of_every_guide() -> None:
 
 def test_sampling_parameters_do_what_they_say() -> None:
     """Checklist 153: greedy is deterministic, a seed repeats, a small top_p is greedy."""
-    said = python(
-        """
-        from galley import LLM, SamplingParams
+    with LLM(str(small_model()), max_model_len=512) as llm:
 
-        def texts(**params):
-            params = SamplingParams(max_tokens=16, **params)
-            return [o.outputs[0].text for o in llm.generate(["Once upon a time"] * 3, params,
-                                                            use_tqdm=False)]
+        def texts(**params: Any) -> list[str]:
+            prompts = ["Once upon a time"] * 3
+            asked = SamplingParams(max_tokens=16, **params)
+            return [o.outputs[0].text for o in llm.generate(prompts, asked, use_tqdm=False)]
 
-        with LLM(max_model_len=512) as llm:
-            greedy = texts(temperature=0)
-            assert len(set(greedy)) == 1
-            assert texts(temperature=0) == greedy
-            seeded = texts(temperature=1.0, seed=3)
-            assert len(set(seeded)) == 1 and texts(temperature=1.0, seed=3) == seeded
-            assert texts(temperature=1.0, seed=4) != seeded
-            free = texts(temperature=1.5)
-            assert len(set(free)) == 3
-            assert texts(temperature=1.0, top_p=1e-6) == greedy
-            assert texts(temperature=1.0, top_k=1) == greedy
-            print("fine")
-        """
-    )
-    assert said.strip() == "fine"
+        greedy = texts(temperature=0)
+        assert len(set(greedy)) == 1
+        assert texts(temperature=0) == greedy
+        seeded = texts(temperature=1.0, seed=3)
+        assert len(set(seeded)) == 1
+        assert texts(temperature=1.0, seed=3) == seeded
+        assert texts(temperature=1.0, seed=4) != seeded
+        assert len(set(texts(temperature=1.5))) == 3
+        assert texts(temperature=1.0, top_p=1e-6) == greedy
+        assert texts(temperature=1.0, top_k=1) == greedy
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 def test_a_full_server_with_clients_that_misbehave() -> None:
     """Blocks all free at the end, every request ended, no error in the log."""
     # In seconds memory has no slope: caches fill.
-    short = ("--minutes", "0.1", "--slope", "10000", "--model", str(small_model()))
+    short = ("--minutes", "0.05", "--slope", "10000", "--model", str(small_model()))
     done = run("benchmarks.soak", "--clients", "16", *short)
     assert done.returncode == 0, done.stdout + done.stderr
 
