@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -205,16 +206,30 @@ def mxfp4(values: np.ndarray) -> Tensors:
     return {"weight_packed": packed, "weight_scale": (exponent + 127).astype(np.uint8)}
 
 
-def nf4(values: np.ndarray) -> Tensors:
+def nf4(values: np.ndarray, nested: bool = False) -> Tensors:
     parts = values.reshape(-1, 64)
     absmax = np.abs(parts).max(-1).astype(np.float32)
+    state: dict[str, Any] = {"blocksize": 64, "shape": list(values.shape), "quant_type": "nf4"}
+    scales = {"weight.absmax": absmax}
+    if nested:
+        levels, offset = np.linspace(-1, 1, 256, dtype=np.float32), absmax.mean()
+        state |= {"nested_blocksize": 256, "nested_offset": float(offset)}
+        firsts = np.arange(0, len(absmax), 256)
+        factors = np.maximum.reduceat(np.abs(absmax - offset), firsts)
+        each = factors.repeat(256)[: len(absmax)]
+        codes = nearest((absmax - offset) / each, levels)
+        absmax = levels[codes] * each + offset
+        scales = {
+            "weight.absmax": codes,
+            "weight.nested_absmax": factors,
+            "weight.nested_quant_map": levels,
+        }
     codes = nearest(parts / absmax[:, None], NF4).reshape(-1, 2)
-    state = json.dumps({"blocksize": 64, "shape": list(values.shape), "quant_type": "nf4"})
     return {
         "weight": (codes[:, :1] << 4 | codes[:, 1:]),
-        "weight.absmax": absmax,
+        **scales,
         "weight.quant_map": NF4,
-        "weight.quant_state.bitsandbytes__nf4": np.frombuffer(state.encode(), np.uint8),
+        "weight.quant_state.bitsandbytes__nf4": np.frombuffer(json.dumps(state).encode(), np.uint8),
     }
 
 
@@ -278,6 +293,10 @@ METHODS: dict[str, tuple[dict[str, Any], Encode]] = {
         mxfp4,
     ),
     "bitsandbytes NF4": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, nf4),
+    "bitsandbytes NF4, double": (
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        functools.partial(nf4, nested=True),
+    ),
     "bitsandbytes int8": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, bnb_int8),
 }
 

@@ -81,7 +81,8 @@ void bind_weights(nb::module_& m) {
       .def_prop_ro("bytes", &WeightLayout::bytes)
       .def_prop_ro("panel_bytes", &WeightLayout::panel_bytes)
       .def_prop_ro("scales", &WeightLayout::scales, "Scales of a row.")
-      .def_prop_ro("spans", &WeightLayout::spans, "Super scales of a row, if it has any.");
+      .def_prop_ro("spans", &WeightLayout::spans, "Super scales of a row, if it has any.")
+      .def_prop_ro("factors", &WeightLayout::factors, "Factors of nested scales of 16 rows.");
   m.def("pack_dense", [](const WeightLayout& w, uint64_t values, bool bf16, int64_t stride,
                          uint64_t out) {
     nb::gil_scoped_release release;
@@ -257,7 +258,8 @@ void bind_enums(nb::module_& m) {
       .value("i8", Format::i8)
       .value("i2", Format::i2)
       .value("i3", Format::i3)
-      .value("i1", Format::i1);
+      .value("i1", Format::i1)
+      .value("t2", Format::t2, "0 .. 2, five a byte");
   nb::enum_<Scale>(m, "Scale", nb::is_arithmetic(), "Number format of a weight's scales and mins.")
       .value("f16", Scale::f16)
       .value("f32", Scale::f32)
@@ -268,7 +270,8 @@ void bind_enums(nb::module_& m) {
       .value("s6", Scale::s6, "times an f16 per 256 values")
       .value("e8m0", Scale::e8m0, "2^(e - 128)")
       .value("e4m3", Scale::e4m3, "times an f32 per output")
-      .value("halves", Scale::halves, "an f32 for 16 outputs");
+      .value("halves", Scale::halves, "an f32 for 16 outputs")
+      .value("nested", Scale::nested, "a level times an f32 per 256 scales, plus an f32");
   nb::enum_<Offset>(m, "Offset", nb::is_arithmetic(), "Offset of a weight's codes.")
       .value("zero", Offset::zero, "one zero")
       .value("min", Offset::min, "besides, a min per scale")

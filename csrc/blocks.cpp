@@ -220,7 +220,7 @@ const std::vector<BlockType>& block_types() {
       {"IQ4_NL", 32, 18, in_table(32, S::f16), kIq4, q4_0},
       {"IQ4_XS", 256, 136, in_table(32, S::i8), kIq4, iq4_xs},
       {"MXFP4", 32, 17, in_table(32, S::e8m0), kE2m1, mxfp4},
-      {"TQ1_0", 256, 54, format(F::i2, 256, S::f16, 1), nullptr, tq1_0},
+      {"TQ1_0", 256, 54, format(F::t2, 256, S::f16, 1), nullptr, tq1_0},
       {"TQ2_0", 256, 66, format(F::i2, 256, S::f16, 1), nullptr, tq2_0},
   };
   return types;

@@ -206,6 +206,13 @@ WeightLayout weight_layout(const WeightNumbers& numbers) {
   if ((w.scale == Scale::e8m0 || w.scale == Scale::halves) && w.offset != Offset::zero) {
     bad("scales that are powers of two, or of half a panel, have no offsets");
   }
+  if (w.format == Format::t2 && (k % 256 || group % 256 || w.offset != Offset::zero)) {
+    bad("trits have rows and groups of multiples of 256, and one zero");
+  }
+  if (w.scale == Scale::nested &&
+      (group == 16 || w.format != Format::i4 || w.table != CodeTable::floats || w.offset != Offset::zero)) {
+    bad("nested scales are of 4-bit codes in a table of floats");
+  }
   if (w.table != CodeTable::none && w.offset == Offset::zeros) bad("a table has no zeros");
   if (w.table == CodeTable::levels && (w.format != Format::i4 || w.offset != Offset::zero)) {
     bad("levels are of codes of 4 bits without offsets");

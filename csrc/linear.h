@@ -26,6 +26,7 @@
 //   2 bits   [2] lines of pairs of bits, as the upper ones of 6 bits
 //   3 bits   2 bits, then [1] line of third bits, as the fifth ones of 5 bits
 //   1 bit    [1] line of bits, as the fifth ones of 5 bits
+//   trits    [13] lines for eight blocks, each byte of which has five digits to base 3 (below)
 //
 // A header has `entries` scales of each column, entry e for values e * group .. of the span:
 //   f16, bf16, f32   [entries][32] scales | [entries][32] mins or fractional zeros, if any
@@ -41,15 +42,17 @@
 //   e8m0             [entries][32] bytes e; the scale is 2^(e - 128)
 //   e4m3             [32] f32 | [entries][32] E4M3 scales, which those f32 are multiplied with
 //   halves           [entries][2] f32, of columns 0 .. 15 and 16 .. 31; padded to 64 bytes
+//   nested           [32] int32 place | [2][factors] f32, of columns 0 .. 15 and 16 .. 31 | [entries][32]
+//                    bytes; the scale is level[byte] * factor[(place + e) / 256] + the last factor
 //   zeros, if any    [entries][32] bytes; of codes of up to 4 bits [entries][16], columns 16 .. 31 in
-//                    the high nibbles
+//                    the high nibbles; of up to 2 bits [entries][8], columns 8 i .. at bit 2 i
 // The span is 256 for u6, i8, u4 and s6, else the group, at least 32; all of k where group is 0, and
-// for e4m3.
+// for e4m3 and nested.
 //
 // value = scale * level (+ min); min = -scale * zero where zeros are fractional;
 // level = code - zero, or table[code]:
 //   levels   int8 + 128 of the 16 codes of 4 bits, padded to 64 bytes
-//   floats   [2^bits] f32
+//   floats   [2^bits] f32, and [256] f32 levels of nested scales
 // Missing columns have scale 0.
 #pragma once
 #include <cstdint>
@@ -100,12 +103,30 @@ static inline GroupedRow grouped_row(void* row, Kind kind, int64_t k) {
   return {planes, q, scale, start, scaled_sum, reinterpret_cast<int32_t*>(scaled_sum + groups)};
 }
 
-enum class Format : int { f32 = 0, bf16 = 1, i4 = 2, i5 = 3, i6 = 4, i8 = 5, i2 = 6, i3 = 7, i1 = 8 };
-constexpr int kFormats = 9;
-enum class Scale : int {
-  f16 = 0, f32 = 1, bf16 = 2, u6 = 3, i8 = 4, u4 = 5, s6 = 6, e8m0 = 7, e4m3 = 8, halves = 9
+enum class Format : int {
+  f32 = 0, bf16 = 1, i4 = 2, i5 = 3, i6 = 4, i8 = 5, i2 = 6, i3 = 7, i1 = 8, t2 = 9
 };
-constexpr int kScales = 10;
+constexpr int kFormats = 10;
+// Codes 0 .. 2 of eight blocks, as TQ1_0 has them: digit n of byte 4 i + b of lines 0 .. 7 is value b of
+// step i of block n; the next four lines have 80 values in runs of 16, the last one 16 in runs of 4. A
+// byte is its number times 256 / 243, rounded up: digit n is the highest of the byte times 3^n, modulo
+// 256.
+constexpr int64_t kTritBlocks = 8, kTritLines = 13;
+struct TritPlace {
+  int64_t line, digit;
+};
+static inline TritPlace trit_place(int64_t block, int64_t step) {
+  if (block < 5) return {step, block};
+  const int64_t digit = 2 * (block - 5) + step / 4;
+  return digit < 5 ? TritPlace{8 + step % 4, digit} : TritPlace{12, step - 4};
+}
+constexpr uint8_t kPowersOf3[5] = {1, 3, 9, 27, 81};
+
+enum class Scale : int {
+  f16 = 0, f32 = 1, bf16 = 2, u6 = 3, i8 = 4, u4 = 5, s6 = 6, e8m0 = 7, e4m3 = 8, halves = 9,
+  nested = 10
+};
+constexpr int kScales = 11;
 // One zero; a min per scale; a whole or a fractional zero per scale.
 enum class Offset : int { zero = 0, min = 1, zeros = 2, fractions = 3 };
 constexpr int kOffsets = 4;
@@ -125,7 +146,8 @@ struct WeightLayout {
   int64_t bits() const {
     switch (format) {
       case Format::i1: return 1;
-      case Format::i2: return 2;
+      case Format::i2:
+      case Format::t2: return 2;
       case Format::i3: return 3;
       case Format::i5: return 5;
       case Format::i6: return 6;
@@ -143,21 +165,29 @@ struct WeightLayout {
   int64_t blocks() const { return (k + kGroup - 1) / kGroup; }
   // Blocks that share a header, and its scales per column.
   int64_t span_blocks() const {
-    if (group == 0 || scale == Scale::e4m3) return blocks();
+    if (group == 0 || scale == Scale::e4m3 || scale == Scale::nested) return blocks();
     return two_level() ? 256 / kGroup : group < kGroup ? 1 : group / kGroup;
   }
   int64_t spans() const { return (blocks() + span_blocks() - 1) / span_blocks(); }
-  int64_t entries() const { return group == 0 ? 1 : span_blocks() * kGroup / group; }
+  int64_t entries() const {
+    return group == 0 ? 1 : (span_blocks() * kGroup + group - 1) / group;
+  }
   // Scales of a row, of which the last may be for fewer values.
   int64_t scales() const { return group == 0 ? 1 : (k + group - 1) / group; }
 
   int64_t scale_bytes() const {
     if (scale == Scale::f32 || scale == Scale::halves) return 4;
-    return two_level() || scale == Scale::e8m0 ? 1 : 2;
+    return two_level() || scale == Scale::e8m0 || scale == Scale::nested ? 1 : 2;
   }
+  // Blocks that share a scale.
+  int64_t scale_blocks() const { return group == 0 ? blocks() : group / kGroup; }
+  // Of nested scales: a factor is for 256 of them in the order of rows, so that sixteen rows have at
+  // most two more than whole runs; and what is added to all of them.
+  int64_t factors() const { return round_up(16 * entries() / 256 + 3, 4); }
+  int64_t nested_codes_at() const { return kPanel * 4 + 2 * factors() * 4; }
   int64_t scale_line_bytes() const { return scale == Scale::halves ? 8 : kPanel * scale_bytes(); }
-  bool nibble_zeros() const { return bits() <= 4; }
-  int64_t zero_line_bytes() const { return nibble_zeros() ? kPanel / 2 : kPanel; }
+  int64_t zero_bits() const { return bits() <= 2 ? 2 : bits() <= 4 ? 4 : 8; }
+  int64_t zero_line_bytes() const { return kPanel * zero_bits() / 8; }
   // Where zeros begin in a header.
   int64_t zeros_at() const {
     switch (scale) {
@@ -167,6 +197,7 @@ struct WeightLayout {
       case Scale::i8:
       case Scale::e4m3: return kPanel * (super_bytes() + entries());
       case Scale::halves: return round_up(entries() * scale_line_bytes(), 64);
+      case Scale::nested: return nested_codes_at() + entries() * kPanel;
       default: break;
     }
     return entries() * scale_line_bytes() * (has_mins() ? 2 : 1);
@@ -176,7 +207,10 @@ struct WeightLayout {
         zeros_at() + (offset == Offset::zeros ? entries() * zero_line_bytes() : 0);
     return group == 0 ? round_up(bytes, 64) : bytes;
   }
-  int64_t block_bytes() const { return kPanel * kGroup * bits() / 8; }
+  int64_t block_bytes() const {  // of trits: an eighth of eight blocks
+    if (format == Format::t2) return kPanel * 4 * kTritLines / kTritBlocks;
+    return kPanel * kGroup * bits() / 8;
+  }
   // Of the panel: the header that a block belongs to, and the block's codes.
   int64_t header_at(int64_t block) const {
     const int64_t span = block / span_blocks();
@@ -192,8 +226,9 @@ struct WeightLayout {
   }
   int64_t table_bytes() const {
     if (table == CodeTable::none) return 0;
-    return table == CodeTable::levels ? 64 : round_up(int64_t{4} << bits(), 64);
+    return table == CodeTable::levels ? 64 : round_up(4 * table_floats(), 64);
   }
+  int64_t table_floats() const { return (int64_t{1} << bits()) + (scale == Scale::nested ? 256 : 0); }
   int64_t bytes() const { return table_bytes() + panels() * panel_bytes(); }
   const uint8_t* panel(const uint8_t* data, int64_t number) const {
     return data + table_bytes() + number * panel_bytes();

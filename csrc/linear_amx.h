@@ -1,4 +1,5 @@
-// linear_tile by AMX tiles: bf16, and int8 with one scale per output. Other kinds go to AVX-512.
+// linear_tile by AMX tiles: bf16, int8 with one scale per output, and codes in groups (group_tiles.h)
+// from 16 rows on. Other kinds, and fewer rows of codes in groups, go to AVX-512.
 //
 // Sixteen words of K of a panel are two tiles as they lie. A block of up to 32 rows of x is two tiles,
 // with four of sums. Every number of rows of bf16 goes through tiles, since the order of additions is
@@ -11,6 +12,7 @@
 // for the sums in memory.
 #pragma once
 #include "adapter_tiles.h"
+#include "group_tiles.h"
 #include "linear_codes.h"
 #include "linear_epilogue.h"
 #include "linear_variants.h"
@@ -220,6 +222,11 @@ inline void scale_rows(const LinearJob& job, int64_t panel, int64_t row, int row
 
 void linear_tile(const LinearJob& job, int64_t panel, int64_t count, int64_t row_begin,
                  int64_t row_end, uint8_t* scratch) {
+  if (in_groups(job.x_kind) && row_end - row_begin >= kTileRows && has_signed_levels(job.weight)) {
+    const bool two = job.x_kind == Kind::q16;
+    const GroupPanels panels = two ? group_panels_of<2>(job.weight) : group_panels_of<1>(job.weight);
+    return panels(job, panel, count, row_begin, row_end);
+  }
   if (job.x_kind != Kind::bf16 && job.x_kind != Kind::q8_row) {
     return avx512::linear_tile(job, panel, count, row_begin, row_end, scratch);
   }

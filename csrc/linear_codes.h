@@ -60,9 +60,36 @@ inline void expand_bits(const uint8_t* codes, uint8_t* bytes, Prefetch* prefetch
   }
   if (prefetch) advance(*prefetch);
 }
-GALLEY_INLINE void expand(const WeightLayout& w, const uint8_t* codes, const uint8_t* levels, uint8_t* bytes,
-                          Prefetch* prefetch) {
+// Digit n of each byte: the highest to base 3 of five.
+GALLEY_INLINE Int digits(const Int& bytes, int64_t n) {
+  typedef uint16_t PairPart __attribute__((vector_size(64 / GALLEY_PARTS)));
+  const uint16_t power = kPowersOf3[n];
+  Int r;
+  GALLEY_EACH_PART {
+    const PairPart pairs = (PairPart)bytes.part[i];
+    const PairPart low = ((pairs * power) & 255) * 3 >> 8;
+    const PairPart high = ((pairs & 0xff00) * power >> 8) * 3 & 0x300;
+    r.part[i] = (IntPart)(low | high);
+  }
+  return r;
+}
+// Trits of block `block` of its span.
+inline void expand_trits(const WeightLayout& w, const uint8_t* codes, int64_t block, uint8_t* bytes,
+                         Prefetch* prefetch) {
+  block %= kTritBlocks;
+  codes -= block * w.block_bytes();
+  for (int j = 0; j < 8; j++) {
+    const TritPlace at = trit_place(block, j);
+    store(reinterpret_cast<int32_t*>(bytes + j * kHalves * 64),
+          digits(words(codes + at.line * kHalves * 64), at.digit));
+  }
+  for (int i = block < 5 ? 2 : 1; prefetch && i > 0; i--) advance(*prefetch);
+}
+// Block `block` of its span, at `codes`.
+GALLEY_INLINE void expand(const WeightLayout& w, const uint8_t* codes, int64_t block, const uint8_t* levels,
+                          uint8_t* bytes, Prefetch* prefetch) {
   switch (w.format) {
+    case Format::t2: return expand_trits(w, codes, block, bytes, prefetch);
     case Format::i1: return expand_bits(codes, bytes, prefetch);
     case Format::i2: return expand_low_half<0>(codes, bytes, prefetch);
     case Format::i3: return expand_low_half<1>(codes, bytes, prefetch);

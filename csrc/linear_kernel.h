@@ -256,7 +256,8 @@ struct Grouped {
           if (!kSpans || left == layout.span) start_header(header, header_bytes, prefetch);
           if (kExpands) {
             GALLEY_WIDE {
-              expand(w, codes + c * 64, levels, scratch + c * 64, c == 0 ? &prefetch : nullptr);
+              expand(w, codes + c * 64, layout.span - left, levels, scratch + c * 64,
+                     c == 0 ? &prefetch : nullptr);
             }
           }
 #pragma GCC unroll 2
@@ -405,7 +406,9 @@ struct Expander {
       const uint8_t* codes = panel + w.block_at(block);
       alignas(64) uint8_t bytes[kGroup * kPanel];
       const uint8_t* levels = w.table == CodeTable::levels ? data : nullptr;
-      for (int c = 0; c < kHalves; c++) expand(w, codes + c * 64, levels, bytes + c * 64, nullptr);
+      for (int c = 0; c < kHalves; c++) {
+        expand(w, codes + c * 64, block % span, levels, bytes + c * 64, nullptr);
+      }
       for (int64_t first = 0; first < kGroup; first += part) {
         const int64_t entry = w.group == 0 ? 0 : (block % span * kGroup + first) / w.group;
         for (int half = 0; half < kHalves; half++) {

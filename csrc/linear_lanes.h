@@ -219,18 +219,22 @@ struct ScaleAndMin {
 // Reads headers of a weight (linear.h): an entry's numbers for columns 16 * half .. + 15.
 struct HeaderReader {
   Scale kind;
-  bool nibbles;    // of zeros
+  int64_t zero_bits;
   bool fractions;  // in place of mins
   int64_t line_bytes, mins_at, zeros_at, zero_line_bytes;
+  int64_t factors, nested_codes_at;
+  const float* nested_levels;
 
-  explicit HeaderReader(const WeightLayout& w)
-      : kind(w.scale), nibbles(w.nibble_zeros()), fractions(w.offset == Offset::fractions),
+  // `data` is the weight's, where its scales may be nested.
+  explicit HeaderReader(const WeightLayout& w, const uint8_t* data = nullptr)
+      : kind(w.scale), zero_bits(w.zero_bits()), fractions(w.offset == Offset::fractions),
         line_bytes(w.scale_line_bytes()), mins_at(w.entries() * w.scale_line_bytes()), zeros_at(w.zeros_at()),
-        zero_line_bytes(w.zero_line_bytes()) {}
+        zero_line_bytes(w.zero_line_bytes()), factors(w.factors()), nested_codes_at(w.nested_codes_at()),
+        nested_levels(data ? reinterpret_cast<const float*>(data) + (1 << w.bits()) : nullptr) {}
   // Of headers of repacked blocks.
   static HeaderReader repacked(const WeightLayout& w) {
     HeaderReader reader(w);
-    reader.kind = Scale::f32, reader.nibbles = reader.fractions = false;
+    reader.kind = Scale::f32, reader.zero_bits = 8, reader.fractions = false;
     reader.line_bytes = kPanel * 4, reader.mins_at = w.parts() * kPanel * 4;
     reader.zeros_at = w.repacked_zeros_at(), reader.zero_line_bytes = kPanel;
     return reader;
@@ -249,6 +253,7 @@ struct HeaderReader {
       const Float factor = load(reinterpret_cast<const float*>(header) + half * kLanes);
       return {factor * float8_number(load_u8(bytes)), zero()};
     }
+    if (!kMin && kind == Scale::nested) return {nested(header, entry, half), zero()};
     const uint8_t* at = header + entry * line_bytes;
     const Float scale = line(at, half);
     if (!kMin) return {scale, zero()};
@@ -257,9 +262,16 @@ struct HeaderReader {
   }
   GALLEY_INLINE Int zeros(const uint8_t* header, int64_t entry, int half) const {
     const uint8_t* at = header + zeros_at + entry * zero_line_bytes;
-    if (!nibbles) return load_u8(at + half * kLanes);
-    const Int both = load_u8(at);
-    return half == 0 ? both & all(15) : shift_right<4>(both);
+    if (zero_bits == 8) return load_u8(at + half * kLanes);
+    if (zero_bits == 4) {
+      const Int both = load_u8(at);
+      return half == 0 ? both & all(15) : shift_right<4>(both);
+    }
+    uint8_t twice[kLanes];
+    memcpy(twice, at, 8), memcpy(twice + 8, at, 8);
+    Int four = load_u8(twice);
+    if (half) four = shift_right<4>(four);
+    return select(lane_numbers() < all(8), four, shift_right<2>(four)) & all(3);
   }
 
  private:
@@ -289,6 +301,12 @@ struct HeaderReader {
     const Int both = load_u8(header + 2 * kPanel * 2 + entry * kPanel + half * kLanes);
     return {load_f16(header + half * kLanes * 2) * to_float(both & all(15)),
             load_f16(header + kPanel * 2 + half * kLanes * 2) * to_float(shift_right<4>(both))};
+  }
+  GALLEY_INLINE Float nested(const uint8_t* header, int64_t entry, int half) const {
+    const float* factor = reinterpret_cast<const float*>(header + kPanel * 4) + half * factors;
+    const Int place = words(header + half * kLanes * 4) + all(static_cast<int32_t>(entry));
+    const Int code = load_u8(header + nested_codes_at + entry * kPanel + half * kLanes);
+    return look_up(nested_levels, code) * look_up(factor, shift_right<8>(place)) + all(factor[factors - 1]);
   }
   // 6-bit scales around 32, times f16.
   static GALLEY_INLINE Float signed_six(const uint8_t* header, int64_t entry, int half) {

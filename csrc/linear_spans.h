@@ -166,7 +166,10 @@ template <class Levels, bool kLone> struct Spans {
         for (int64_t block = p.block; block < p.end; block += p.span) {
           const int64_t last = block + p.span < p.end ? block + p.span : p.end;
           const uint8_t* header = p.panel + p.weight->header_at(block);
-          if (kLone && half == 0) prefetch_header(header + kSpanAhead, p.weight->header_bytes());
+          const int64_t entry = block % p.weight->span_blocks() / p.span;
+          if (kLone && half == 0 && entry == 0) {
+            prefetch_header(header + kSpanAhead, p.weight->header_bytes());
+          }
           each([&](int r, int c) {
             float* sums = p.sums + 2 * r * kPanel + (half + c) * kLanes;
             for (int i = 0; i < 2; i++) acc[r][c][i] = p.begins ? zero() : load(sums + i * kPanel);
@@ -175,7 +178,7 @@ template <class Levels, bool kLone> struct Spans {
           if (p.ends) {
             Float scale[kSpanHalves];
             for (int c = 0; c < kSpanHalves; c++) {
-              scale[c] = p.reader->template scales<false>(header, 0, half + c).scale;
+              scale[c] = p.reader->template scales<false>(header, entry, half + c).scale;
             }
             each([&](int r, int c) {
               y[r][c] = fma(acc[r][c][0] + acc[r][c][1], scale[c], y[r][c]);
@@ -293,12 +296,12 @@ template <class Levels, class Blocks, class Done>
 void span_panels(const LinearJob& job, int64_t panel, int64_t count, const Blocks& blocks,
                  uint8_t* scratch, const Done& done) {
   const WeightLayout& w = job.weight;
-  const HeaderReader reader(w);
+  const HeaderReader reader(w, job.data);
   float* levels = reinterpret_cast<float*>(scratch);
   float* y = levels + kExpandedBlocks * kGroup * kPanel;
   for (int64_t p = panel; p < panel + count; p++) {
     SpanPiece piece{&w, &reader, reinterpret_cast<const float*>(job.data), w.panel(job.data, p),
-                    levels, 0, w.blocks(), w.span_blocks(), true, true, job.x_bytes, job.x, y,
+                    levels, 0, w.blocks(), w.scale_blocks(), true, true, job.x_bytes, job.x, y,
                     y + kChunkRows * kPanel};
     if (blocks.count == 1) {
       piece.x = job.x + blocks.begin * job.x_bytes;

@@ -49,7 +49,8 @@ template <class Byte> struct HeaderColumn {
   const WeightLayout& w;
   int64_t column;
   int64_t super_bytes = w.super_bytes(), entries = w.entries();
-  int64_t scale_at = w.two_level() ? (w.has_mins() ? 2 : 1) * super_bytes * kPanel + column
+  int64_t scale_at = w.scale == Scale::nested ? w.nested_codes_at() + column
+                     : w.two_level() ? (w.has_mins() ? 2 : 1) * super_bytes * kPanel + column
                      : w.scale == Scale::halves ? column / 16 * 4
                                                 : column * w.scale_bytes();
   int64_t line = w.two_level() ? kPanel : w.scale_line_bytes();  // from entry to entry
@@ -64,13 +65,16 @@ template <class Byte> struct HeaderColumn {
   // The factor of scales of two levels.
   Byte* super_scale() const { return header + column * super_bytes; }
   Byte* super_min() const { return header + kHalfLine + column * 2; }
+  // Of nested scales.
+  Byte* place() const { return header + column * 4; }
+  Byte* factors() const { return header + kPanel * 4 + column / 16 * w.factors() * 4; }
   // Byte 0 .. 11 of u6.
   Byte* six(int64_t i) const { return header + 2 * kHalfLine + i * kPanel + column; }
   Byte* zeros(int64_t entry) const {
     const int64_t zero_line = w.zero_line_bytes();
     return header + w.zeros_at() + entry * zero_line + column % zero_line;
   }
-  int zeros_shift() const { return column < w.zero_line_bytes() ? 0 : 4; }
+  int64_t zeros_shift() const { return column / w.zero_line_bytes() * w.zero_bits(); }
 };
 
 struct Six {
@@ -129,8 +133,15 @@ struct Affine {
   float scale, min;
   int32_t zero;
 };
-Affine affine_of(const HeaderColumn<const uint8_t>& h, int64_t entry) {
+Affine affine_of(const HeaderColumn<const uint8_t>& h, int64_t entry, const uint8_t* data) {
   const WeightLayout& w = h.w;
+  if (w.scale == Scale::nested) {
+    int32_t place;
+    std::memcpy(&place, h.place(), 4);
+    const float level = float_at(data + 4 * ((1 << w.bits()) + *h.scale(entry)));
+    const float product = level * float_at(h.factors() + (place + entry) / 256 * 4);
+    return {product + float_at(h.factors() + (w.factors() - 1) * 4), 0.0f, w.zero};
+  }
   if (w.scale == Scale::u6) {
     const Six six = six_bits(h, entry);
     return {float_from_f16(half_at(h.super_scale())) * six.scale,
@@ -155,7 +166,7 @@ Affine affine_of(const HeaderColumn<const uint8_t>& h, int64_t entry) {
   if (w.has_mins()) a.min = one_level(w, h.min(entry));
   if (w.offset == Offset::fractions) a.min *= -a.scale;
   if (w.offset == Offset::zeros) {
-    a.zero = *h.zeros(entry) >> h.zeros_shift() & (w.nibble_zeros() ? 15 : 255);
+    a.zero = *h.zeros(entry) >> h.zeros_shift() & ((1 << w.zero_bits()) - 1);
   }
   return a;
 }
@@ -171,7 +182,9 @@ struct BlockColumn {
     return word;
   }
 
-  void load(const uint8_t* block, uint8_t* codes) const {
+  // Block `number` of its span, at `block`.
+  void load(const uint8_t* block, int64_t number, uint8_t* codes) const {
+    if (w.format == Format::t2) return load_trits(block, number % kTritBlocks, codes);
     const int64_t extra = w.bits() - 4;  // 5 and 6 bits: so many above a nibble
     for (int64_t j = 0; j < 8; j++) {
       uint32_t step;
@@ -188,6 +201,14 @@ struct BlockColumn {
         if (extra == 2) step |= (word(block, 4 + j / 4) >> j % 4 * 2 & 0x03030303u) << 4;
       }
       std::memcpy(codes + 4 * j, &step, 4);
+    }
+  }
+  void load_trits(const uint8_t* block, int64_t number, uint8_t* codes) const {
+    const uint8_t* first = block - number * w.block_bytes();
+    for (int64_t i = 0; i < kGroup; i++) {
+      const TritPlace at = trit_place(number, i / 4);
+      const uint8_t byte = first[at.line * kPanel * 4 + column * 4 + i % 4];
+      codes[i] = static_cast<uint8_t>(byte * kPowersOf3[at.digit]) * 3 >> 8;
     }
   }
 };
@@ -247,11 +268,12 @@ template <Format F> void store_four(const uint8_t* codes, int64_t stride, uint8_
 void check_arrays(const WeightLayout& w, const CodeSource& s) {
   if (!w.quantised()) throw std::invalid_argument("codes need an integer format");
   const bool mins = w.has_mins(), zeros = w.offset == Offset::zeros;
-  const bool two_mins = mins && w.two_level();
+  const bool nested = w.scale == Scale::nested, supers = w.two_level() || nested;
+  const bool two_mins = (mins && w.two_level()) || nested;
   if (s.q == nullptr || s.scale == nullptr) throw std::invalid_argument("codes or scales missing");
   if (mins != (s.min != nullptr)) throw std::invalid_argument("mins do not match the format");
   if (zeros != (s.zeros != nullptr)) throw std::invalid_argument("zeros do not match the format");
-  if (w.two_level() != (s.super_scale != nullptr) || two_mins != (s.super_min != nullptr)) {
+  if (supers != (s.super_scale != nullptr) || two_mins != (s.super_min != nullptr)) {
     throw std::invalid_argument("super scales do not match the format");
   }
   if ((w.table != CodeTable::none) != (s.table != nullptr)) {
@@ -308,6 +330,10 @@ void store_headers(const WeightLayout& w, const CodeSource& s, int64_t column, u
     const int64_t first = span * h.entries;
     h.header = panel + span * step;
     store_scales(h, s, first, std::min(h.entries, scales - first), unfit);
+    if (w.scale == Scale::nested) {
+      std::memcpy(h.place(), s.super_min, 4);
+      std::memcpy(h.factors(), s.super_scale, w.factors() * 4);
+    }
     if (!w.two_level()) continue;
     copy_number(h.super_scale(), static_cast<const uint8_t*>(s.super_scale) + span * width, width);
     if (s.super_min) {
@@ -327,6 +353,26 @@ void store_codes(const WeightLayout& w, const uint8_t* codes, int64_t stride, ui
   }
 }
 
+template <>
+void store_codes<Format::t2>(const WeightLayout& w, const uint8_t* codes, int64_t stride, uint8_t* panel) {
+  for (int64_t block = 0; block < w.blocks(); block += kTritBlocks) {
+    uint8_t* to = panel + w.block_at(block);
+    for (int64_t column = 0; column < kPanel; column++) {
+      const uint8_t* q = codes + column * stride + block * kGroup;
+      int numbers[kTritLines * 4] = {};
+      for (int64_t digit = 0; digit < 5; digit++) {
+        for (int& number : numbers) number *= 3;
+        for (int i = 0; i < 32; i++) numbers[i] += q[32 * digit + i];
+        for (int i = 0; i < 16; i++) numbers[32 + i] += q[160 + 16 * digit + i];
+        for (int i = 0; i < 4 && digit < 4; i++) numbers[48 + i] += q[240 + 4 * digit + i];
+      }
+      for (int64_t i = 0; i < kTritLines * 4; i++) {
+        to[i / 4 * kPanel * 4 + column * 4 + i % 4] = static_cast<uint8_t>((numbers[i] * 256 + 242) / 243);
+      }
+    }
+  }
+}
+
 using StoreCodes = void (*)(const WeightLayout&, const uint8_t*, int64_t, uint8_t*);
 StoreCodes store_codes_of(Format format) {
   switch (format) {
@@ -336,6 +382,7 @@ StoreCodes store_codes_of(Format format) {
     case Format::i5: return store_codes<Format::i5>;
     case Format::i6: return store_codes<Format::i6>;
     case Format::i8: return store_codes<Format::i8>;
+    case Format::t2: return store_codes<Format::t2>;
     default: return store_codes<Format::i4>;
   }
 }
@@ -345,7 +392,7 @@ void store_table(const WeightLayout& w, const void* table, uint8_t* out) {
   if (w.table == CodeTable::levels) {
     for (int i = 0; i < 16; i++) out[i] = static_cast<const uint8_t*>(table)[i] ^ 0x80;
   } else if (w.table == CodeTable::floats) {
-    std::memcpy(out, table, int64_t{4} << w.bits());
+    std::memcpy(out, table, 4 * w.table_floats());
   }
 }
 
@@ -407,15 +454,20 @@ void pack_codes(const WeightLayout& w, const CodeSource& source, uint8_t* out) {
   auto part = [](const void* array, int64_t at) -> const void* {
     return array == nullptr ? nullptr : static_cast<const uint8_t*>(array) + at;
   };
+  const uint32_t more = w.format == Format::t2;  // 3 is no trit
   pack_panels(w, out, [&](int64_t row, uint8_t* codes) {
     const uint8_t* q = source.q + row * w.k;
-    for (int64_t k = 0; k < w.k; k++) used |= q[k];
+    for (int64_t k = 0; k < w.k; k++) used |= q[k] + more;
     std::memcpy(codes, q, w.k);
     CodeSource s = source;
     const int64_t scale = row * w.scales(), super = row * w.spans() * w.super_bytes();
     s.scale = part(s.scale, scale * w.scale_bytes()), s.min = part(s.min, scale * w.scale_bytes());
     if (s.zeros) s.zeros += scale;
     s.super_scale = part(s.super_scale, super), s.super_min = part(s.super_min, super);
+    if (w.scale == Scale::nested) {
+      s.super_scale = part(source.super_scale, row / 16 * w.factors() * 4);
+      s.super_min = part(source.super_min, row * 4);
+    }
     return s;
   });
   if (used >> w.bits()) {
@@ -466,7 +518,7 @@ void unpack_entry(const HeaderColumn<const uint8_t>& h, const CodeTarget& t, int
   }
   std::memcpy(scale, h.scale(entry), width);
   if (w.has_mins()) std::memcpy(min, h.min(entry), width);
-  if (w.offset == Offset::zeros) t.zeros[to] = static_cast<uint8_t>(affine_of(h, entry).zero);
+  if (w.offset == Offset::zeros) t.zeros[to] = static_cast<uint8_t>(affine_of(h, entry, nullptr).zero);
 }
 
 void unpack_dense_row(const WeightLayout& w, const uint8_t* panel, int64_t column, float* out) {
@@ -494,18 +546,24 @@ void unpack_codes(const WeightLayout& w, const uint8_t* data, const CodeTarget& 
   if (w.table == CodeTable::levels) {
     for (int i = 0; i < 16; i++) static_cast<uint8_t*>(t.table)[i] = data[i] ^ 0x80;
   } else if (w.table == CodeTable::floats) {
-    std::memcpy(t.table, data, int64_t{4} << w.bits());
+    std::memcpy(t.table, data, 4 * w.table_floats());
   }
   for (int64_t row = 0; row < w.n; row++) {
     const uint8_t* panel = w.panel(data, row / kPanel);
     const int64_t column = row % kPanel;
     for (int64_t block = 0; block < w.blocks(); block++) {
       uint8_t codes[kGroup];
-      BlockColumn{w, column}.load(panel + w.block_at(block), codes);
+      BlockColumn{w, column}.load(panel + w.block_at(block), block % w.span_blocks(), codes);
       std::memcpy(t.q + row * w.k + block * kGroup, codes, std::min(kGroup, w.k - block * kGroup));
     }
     for (int64_t i = 0; i < w.scales(); i++) {
       unpack_entry({w, column, panel + w.header_at(i / w.entries() * w.span_blocks())}, t, row, i);
+    }
+    if (w.scale == Scale::nested) {
+      const HeaderColumn<const uint8_t> h(w, column, panel);
+      std::memcpy(static_cast<uint8_t*>(t.super_min) + row * 4, h.place(), 4);
+      std::memcpy(static_cast<uint8_t*>(t.super_scale) + row / 16 * w.factors() * 4, h.factors(),
+                  w.factors() * 4);
     }
     for (int64_t span = 0; w.two_level() && span < w.spans(); span++) {
       const HeaderColumn<const uint8_t> h(w, column, panel + w.header_at(span * w.span_blocks()));
@@ -524,11 +582,11 @@ void unpack_row(const WeightLayout& w, const uint8_t* data, int64_t row, float* 
   for (int64_t block = 0; block < w.blocks(); block++) {
     const HeaderColumn<const uint8_t> h(w, column, panel + w.header_at(block));
     uint8_t codes[kGroup];
-    BlockColumn{w, column}.load(panel + w.block_at(block), codes);
+    BlockColumn{w, column}.load(panel + w.block_at(block), block % w.span_blocks(), codes);
     const int64_t count = std::min(kGroup, w.k - block * kGroup);
     for (int64_t first = 0; first < count; first += part) {
       const int64_t value = block % w.span_blocks() * kGroup + first;  // of the span
-      const Affine a = affine_of(h, w.group == 0 ? 0 : value / w.group);
+      const Affine a = affine_of(h, w.group == 0 ? 0 : value / w.group, data);
       for (int64_t i = first; i < std::min(first + part, count); i++) {
         out[block * kGroup + i] = a.scale * level_of(w, data, codes[i], a.zero);
         if (w.has_mins()) out[block * kGroup + i] += a.min;

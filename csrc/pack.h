@@ -19,9 +19,10 @@ struct CodeSource {
                                        // for scales of two levels (s6 signed) and e8m0
   const void* min = nullptr;           // the same
   const uint8_t* zeros = nullptr;      // [n][scales]
-  const void* super_scale = nullptr;   // f16 (f32 of e4m3) [n][spans], of scales of two levels
-  const void* super_min = nullptr;     // the same, of u6 and u4
-  const void* table = nullptr;         // int8 [16] levels or f32 [2^bits]
+  const void* super_scale = nullptr;   // f16 (f32 of e4m3) [n][spans], of scales of two levels; of nested
+                                       // ones f32 [n / 16, rounded up][factors]
+  const void* super_min = nullptr;     // the same, of u6 and u4; of nested scales int32 [n] places
+  const void* table = nullptr;         // int8 [16] levels or f32 [table_floats]
 };
 // Where unpack_codes writes the same.
 struct CodeTarget {

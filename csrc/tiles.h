@@ -24,13 +24,13 @@ struct alignas(64) TileConfig {
   }
   GALLEY_INLINE void load() const { asm volatile("ldtilecfg %0" ::"m"(*this)); }
 };
-// A and C have `upper` rows and, below, `lower`, 0 = there are none.
-GALLEY_INLINE void configure_tiles(int upper, int lower) {
+// A and C have `upper` rows and, below, `lower`, 0 = there are none; A and B so many words of K.
+GALLEY_INLINE void configure_tiles(int upper, int lower, int words = kTileWords) {
   TileConfig config;
   config.set(c00, upper, kTileBytes), config.set(c01, upper, kTileBytes);
   config.set(c10, lower, kTileBytes), config.set(c11, lower, kTileBytes);
-  config.set(a0, upper, kTileBytes), config.set(a1, lower, kTileBytes);
-  config.set(b0, kTileWords, kTileBytes), config.set(b1, kTileWords, kTileBytes);
+  config.set(a0, upper, 4 * words), config.set(a1, lower, 4 * words);
+  config.set(b0, words, kTileBytes), config.set(b1, words, kTileBytes);
   config.load();
 }
 GALLEY_INLINE void release_tiles() { asm volatile("tilerelease"); }
@@ -49,12 +49,15 @@ template <Tile t> GALLEY_INLINE void store_tile(void* at, int64_t stride) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(at), "r"(stride), "i"(t) : "memory");
 }
 template <Tile t> GALLEY_INLINE void zero_tile() { asm volatile("tilezero %%tmm%c0" ::"i"(t)); }
-// C += A * B of pairs of bf16, or of signed and unsigned bytes.
+// C += A * B of pairs of bf16, or of signed bytes and unsigned or signed ones.
 template <Tile c, Tile a, Tile b> GALLEY_INLINE void add_bf16() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b));
 }
 template <Tile c, Tile a, Tile b> GALLEY_INLINE void add_unsigned() {
   asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b));
+}
+template <Tile c, Tile a, Tile b> GALLEY_INLINE void add_signed() {
+  asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b));
 }
 
 }  // namespace GALLEY_VARIANT

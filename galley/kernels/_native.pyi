@@ -29,6 +29,7 @@ class Format(IntEnum):
     i2 = 6
     i3 = 7
     i1 = 8
+    t2 = 9
 
 class Scale(IntEnum):
     f16 = 0
@@ -41,6 +42,7 @@ class Scale(IntEnum):
     e8m0 = 7
     e4m3 = 8
     halves = 9
+    nested = 10
 
 class Offset(IntEnum):
     zero = 0
@@ -77,6 +79,8 @@ class WeightLayout:
     def scales(self) -> int: ...
     @property
     def spans(self) -> int: ...
+    @property
+    def factors(self) -> int: ...
 
 def pack_dense(layout: WeightLayout, values: int, bf16: bool, stride: int, out: int) -> None: ...
 def pack_codes(

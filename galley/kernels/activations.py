@@ -26,7 +26,7 @@ def activation_kind(weight: WeightFormat, quantized: QuantizedActivations) -> Ki
     if weight.activations == "token":
         return Kind.q8_row
     if quantized == "auto":
-        coarse = weight.name in ("i1", "i2", "i3", "i4") and weight.offset == "zero"
+        coarse = weight.name in ("i1", "t2", "i2", "i3", "i4") and weight.offset == "zero"
         return Kind.q8 if coarse and weight.activations == "group" else Kind.q16
     return Kind.q8 if quantized == "int8" else Kind.q16
 

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from galley.kernels import _native
+from galley.kernels.nested_scales import spread_factors
 from galley.kernels.weight_format import Activations, WeightFormat, addresses
 
 Array = NDArray[Any]
@@ -92,12 +93,14 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
         level = table[q], or q - zero without a table
         s     = scale, or super_scale * scale     (likewise m from min and super_min)
         m     = -s * fraction where zeros are fractional
+        s     = scale_table[scale] * super_scale + scale_base where scales are codes
 
     Attributes:
         dense: [N, K] (or [N] for norms and biases) float32 or bfloat16; None if quantized.
         blocks: [N, K] as a file holds them; None if they have been decoded. `codes` decodes them.
         q: [N, K] uint8 codes below 2**bits.
         bits: bits per code, 1 to 8.
+        trits: codes of 2 bits are below 3, and held five a byte.
         group: values along K that share a scale; 0 = all of them, one scale per output.
         zero: the code of level 0; one integer, or uint8 [N, K / group].
         scale, min: [N, K / group], floating point, or integers if there is a super scale; min None
@@ -105,6 +108,8 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
         fraction: [N, K / group] floating point zeros; None = they are whole.
         super_scale, super_min: [N, K / S] floating point factors of `scale` and `min`, shared by S
             values along K; None = 1.
+        scale_table: float32 [256] levels of codes in `scale`; None = it has numbers.
+        scale_base: float32 [N, 1], of such scales.
         table: float32 [2**bits] levels by code; None = affine codes.
         order: int32 [K]: column i of the arrays is input order[i]; None = they are in order.
         activations: precision of the layer's input.
@@ -114,6 +119,7 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
     blocks: Blocks | None = None
     q: NDArray[np.uint8] | None = None
     bits: int = 0
+    trits: bool = False
     group: int = 0
     zero: int | NDArray[np.uint8] = 0
     scale: Array | None = None
@@ -121,6 +127,8 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
     fraction: NDArray[np.floating] | None = None
     super_scale: NDArray[np.floating] | None = None
     super_min: NDArray[np.floating] | None = None
+    scale_table: NDArray[np.float32] | None = None
+    scale_base: NDArray[np.float32] | None = None
     table: NDArray[np.float32] | None = None
     order: NDArray[np.int32] | None = None
     activations: Activations = "group"
@@ -139,9 +147,9 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
         upper = (self.super_scale, self.super_min)
         dtypes = [_dtype(a) for a in (self.scale, self.min, self.fraction, *upper)]
         zero = self.zero if isinstance(self.zero, int) else "zero per group"
-        table = None if self.table is None else self.table.tobytes()
-        order = None if self.order is None else self.order.tobytes()
-        return (self.bits, self.group, zero, *dtypes, table, order, self.activations)
+        constants = (self.table, self.scale_table, self.order)
+        shared = [None if array is None else array.tobytes() for array in constants]
+        return (self.bits, self.trits, self.group, zero, *dtypes, *shared, self.activations)
 
     @property
     def _main(self) -> NDArray[np.generic]:
@@ -156,7 +164,13 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
     def scales(self) -> NDArray[np.float32]:
         """The scale of every group, [N, K / group] float32."""
         assert self.scale is not None
-        return _product(self.scale, self.super_scale)
+        if self.scale_table is None:
+            return _product(self.scale, self.super_scale)
+        assert self.super_scale is not None and self.scale_base is not None
+        scales: NDArray[np.float32] = self.scale_table[self.scale]
+        scales *= self.super_scale
+        scales += self.scale_base
+        return scales
 
     def mins(self) -> NDArray[np.float32] | None:
         """The minimum of every group, [N, K / group] float32; None = 0."""
@@ -261,8 +275,15 @@ def from_arrays(
         fields["fraction"] = fields.pop("min")
     if fmt.scale == "e8m0":
         fields["scale"] = np.ldexp(np.float32(1), scale.astype(np.int32) - 128)
+    if fmt.scale == "nested":
+        assert table is not None
+        table, fields["scale_table"] = np.split(table, [2 ** int(fmt.name[1:])])
+        fields["super_scale"], fields["scale_base"] = spread_factors(
+            fields["super_scale"], fields.pop("super_min"), scale.shape[1]
+        )
     return QuantizedWeight(
         bits=int(fmt.name[1:]),
+        trits=fmt.name == "t2",
         group=fmt.group,
         zero=fmt.zero if zeros is None else zeros,
         table=None if table is None else table.astype(np.float32),
@@ -273,7 +294,9 @@ def from_arrays(
 
 
 #: Fields that have one row per output.
-_PER_ROW = ("dense", "q", "zero", "scale", "min", "fraction", "super_scale", "super_min")
+_PER_ROW = (
+    "dense", "q", "zero", "scale", "min", "fraction", "super_scale", "super_min", "scale_base"
+)
 
 
 def _dtype(array: Array | None) -> str | None:

@@ -10,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.kernels import _native
+from galley.kernels.nested_scales import OUTPUTS, RUN
 
-FormatName = Literal["f32", "bf16", "i4", "i5", "i6", "i8", "i2", "i3", "i1"]
-ScaleName = Literal["f16", "f32", "bf16", "u6", "i8", "u4", "s6", "e8m0", "e4m3", "halves"]
+FormatName = Literal["f32", "bf16", "i4", "i5", "i6", "i8", "i2", "i3", "i1", "t2"]
+ScaleName = Literal[
+    "f16", "f32", "bf16", "u6", "i8", "u4", "s6", "e8m0", "e4m3", "halves", "nested"
+]
 OffsetName = Literal["zero", "min", "zeros", "fractions"]
 TableName = Literal["none", "levels", "floats"]
 #: Precision of a linear layer's input, as the weight's format prescribes it: as_is = not rounded
@@ -34,6 +37,7 @@ SCALE_DTYPES: dict[ScaleName, np.dtype[Any]] = {
     "e8m0": np.dtype(np.uint8),
     "e4m3": E4M3,
     "halves": np.dtype(np.float32),
+    "nested": np.dtype(np.uint8),
 }
 #: Scales of two levels: the number format of the upper one.
 SUPER_DTYPES: dict[ScaleName, np.dtype[Any]] = {
@@ -46,11 +50,13 @@ class WeightFormat(msgspec.Struct, frozen=True):
     """How the numbers of a packed weight are stored (csrc/linear.h).
 
     Attributes:
-        name: f32 and bf16 are dense; the others are codes of so many bits, with scales.
+        name: f32 and bf16 are dense; the others are codes of so many bits, with scales; t2 those
+            below 3, five a byte.
         group: values along K that share a scale: 16, a multiple of 32, or 0 = all of them.
         zero: the code of level 0, if `offset` is "zero" or "min" and there is no table.
         scale: number format of scales and mins; u6, i8, u4 and s6 are integers times an f16 per 256
-            values, e8m0 powers of two, e4m3 times an f32 per output, halves an f32 of 16 outputs.
+            values, e8m0 powers of two, e4m3 times an f32 per output, halves an f32 of 16 outputs,
+            nested codes of levels (`nested_scales`).
         offset: one zero for all codes; besides it a min per scale; a zero per scale, whole or
             fractional (in the number format of scales).
         table: levels of codes: int8 or float32; none = affine.
@@ -114,21 +120,26 @@ class WeightFormat(msgspec.Struct, frozen=True):
         per_scale, per_span = (n, layout.scales), (n, layout.spans)
         dtype, upper = SCALE_DTYPES[self.scale], SUPER_DTYPES.get(self.scale)
         has_min = self.offset in ("min", "fractions")
+        super_scale = None if upper is None else np.empty(per_span, upper)
+        super_min = np.empty(per_span, upper) if upper is not None and has_min else None
+        if self.scale == "nested":
+            super_scale = np.empty((-(-n // OUTPUTS), layout.factors), np.float32)
+            super_min = np.empty(n, np.int32)
         return {
             "q": np.empty(shape, np.uint8),
             "scale": np.empty(per_scale, dtype),
             "min": np.empty(per_scale, dtype) if has_min else None,
             "zeros": np.empty(per_scale, np.uint8) if self.offset == "zeros" else None,
-            "super_scale": None if upper is None else np.empty(per_span, upper),
-            "super_min": np.empty(per_span, upper) if upper is not None and has_min else None,
-            "table": _table(self.table, bits),
+            "super_scale": super_scale,
+            "super_min": super_min,
+            "table": _table(self.table, 2**bits + (RUN if self.scale == "nested" else 0)),
         }
 
 
-def _table(name: TableName, bits: int) -> NDArray[Any] | None:
+def _table(name: TableName, floats: int) -> NDArray[Any] | None:
     if name == "none":
         return None
-    return np.empty(16, np.int8) if name == "levels" else np.empty(2**bits, np.float32)
+    return np.empty(16, np.int8) if name == "levels" else np.empty(floats, np.float32)
 
 
 def addresses(arrays: dict[str, NDArray[Any] | None]) -> dict[str, int]:

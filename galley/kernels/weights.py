@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from galley.kernels import _native
+from galley.kernels.nested_scales import shared_factors
 from galley.kernels.quantized import Blocks, QuantizedWeight, from_arrays, in_input_order
 from galley.kernels.weight_format import (
     E4M3,
@@ -99,6 +100,8 @@ class PackedWeight(msgspec.Struct, frozen=True, eq=False):
         fmt = self.format
         if fmt.scale == "halves" and rows.indices(self.shape[0])[0] % _HALF_PANEL:
             fmt = replace(fmt, scale="f32")
+        if fmt.scale == "nested":
+            return pack(cut)  # a part may have too many factors
         return _pack_codes(cut, fmt, _aligned)
 
 
@@ -134,13 +137,13 @@ def pack(
 
     Codes are packed without loss and take no more bits than in a checkpoint (plus padding):
 
-        codes of up to 1, 2, 3, 4, 5, 6, 8 bits     i1, i2, i3, i4, i5, i6, i8
+        codes of up to 1, 2, 3, 4, 5, 6, 8 bits     i1, i2, i3, i4, i5, i6, i8; trits t2
         groups of 16, of multiples of 32, all of K  as they are; others have no kernel and become
                                                     dense
         scales, mins, fractional zeros              f16 or bf16 where these hold them, else f32;
                                                     6-bit, 4-bit or int8 with super scales per 256;
                                                     exponents where all are powers of two; E4M3
-                                                    with an f32 per output
+                                                    with an f32 per output; codes of levels
         tables of integers                          int8 levels, or affine codes of 8 bits
         other tables                                float32 levels
 
@@ -172,6 +175,8 @@ def _format_of(codes: QuantizedWeight, group: int, scale: ScaleName) -> WeightFo
     name = next(n for bits, n in _CODES.items() if codes.bits <= bits)
     if codes.table is not None and codes.bits < 4:
         name = "i4"
+    if codes.trits and codes.shape[1] % 256 == 0:
+        name = "t2"
     offset: OffsetName = "zero" if codes.min is None else "min"
     if codes.fraction is not None:
         offset = "fractions"
@@ -205,15 +210,20 @@ def _with_native_table(weight: QuantizedWeight) -> QuantizedWeight:
         if not ((levels == np.round(levels)) & (levels >= -128) & (levels <= 127)).all():
             continue
         scaled = weight
-        if exponent:
+        if exponent or weight.scale_table is not None:
             scale = weight.scales() / np.float32(2**exponent)
-            scaled = replace(weight, scale=scale, super_scale=None)
+            scaled = _with_scales(weight, scale)
         if weight.bits <= 4:
             return replace(scaled, table=np.resize(levels, 16))
         assert weight.q is not None
         codes = (levels + 128).astype(np.uint8)[weight.q]
         return replace(scaled, q=codes, bits=8, zero=128, table=None)
     return replace(weight, zero=0)
+
+
+def _with_scales(weight: QuantizedWeight, scale: NDArray[np.float32]) -> QuantizedWeight:
+    """Scales of one level in place of two."""
+    return replace(weight, scale=scale, super_scale=None, scale_table=None, scale_base=None)
 
 
 def _with_native_scales(weight: QuantizedWeight) -> tuple[QuantizedWeight, ScaleName]:
@@ -223,6 +233,10 @@ def _with_native_scales(weight: QuantizedWeight) -> tuple[QuantizedWeight, Scale
     if not isinstance(zero, int) and (zero == zero.flat[0]).all():
         zero = int(zero.flat[0])
     weight = replace(weight, zero=zero)
+    if weight.scale_table is not None:
+        if _nested(weight) is not None:
+            return weight, "nested"
+        weight = _with_scales(weight, weight.scales())
     upper = _two_levels(weight)
     if upper is not None:
         factors = weight.super_scale
@@ -279,6 +293,18 @@ def _exponents(scale: NDArray[Any]) -> NDArray[np.uint8] | None:
         return None
     codes: NDArray[np.uint8] = code.astype(np.uint8)
     return codes
+
+
+def _nested(weight: QuantizedWeight) -> tuple[NDArray[np.float32], NDArray[np.int32]] | None:
+    """Factors of scales that are codes, and outputs' places, as kernels read them; None if they
+    cannot."""
+    factors, base, (n, k) = weight.super_scale, weight.scale_base, weight.shape
+    floats = weight.table is not None and weight.bits == 4 and weight.group % 32 == 0
+    if factors is None or base is None or not floats:
+        return None
+    group = 0 if weight.group >= k else weight.group
+    width = WeightFormat("i4", group, scale="nested", table="floats").layout((n, k)).factors
+    return shared_factors(factors, base, width)
 
 
 def _two_levels(weight: QuantizedWeight) -> ScaleName | None:
@@ -357,6 +383,14 @@ def _pack_codes(source: QuantizedWeight, to: WeightFormat, allocate: Allocate) -
     table = None
     if source.table is not None:
         table = source.table.astype(np.int8 if to.table == "levels" else np.float32)
+    if source.scale_table is None:
+        super_scale = _contiguous(source.super_scale, upper)
+        super_min = _contiguous(source.super_min, upper)
+    else:
+        nested = _nested(source)
+        assert table is not None and nested is not None
+        super_scale, super_min = nested
+        table = np.concatenate([table, source.scale_table])
     arrays = {
         "q": np.ascontiguousarray(source.q, np.uint8),
         "scale": _contiguous(scale, dtype),
@@ -364,8 +398,8 @@ def _pack_codes(source: QuantizedWeight, to: WeightFormat, allocate: Allocate) -
         "zeros": None
         if isinstance(source.zero, int)
         else _contiguous(source.zero, np.dtype(np.uint8)),
-        "super_scale": _contiguous(source.super_scale, upper),
-        "super_min": _contiguous(source.super_min, upper),
+        "super_scale": super_scale,
+        "super_min": super_min,
         "table": table,
     }
     _native.pack_codes(layout, **addresses(arrays), out=data.ctypes.data)

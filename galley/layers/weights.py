@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from galley.errors import ModelError
 from galley.kernels.backend import Backend, Dense
 from galley.kernels.ops import Constant, RankGroup, SingleRank, Weight
+from galley.kernels.weights import PackedWeight
 from galley.layers.sites import Sites
 from galley.layers.weight_specs import (
     Matrix,
@@ -139,6 +140,7 @@ class CheckpointWeights:
         self._online = online_of(checkpoint.model_info)
         self._names = frozenset(checkpoint.names())
         self._widened: set[str] = set()
+        self._made_dense: set[str] = set()  # such codes, for the log
         self._layers = frozenset(name.rpartition(".")[0] for name in self._names)
         self._unused = set(self._names)
         #: Of tensors that are used in parts: the parts.
@@ -208,7 +210,11 @@ class CheckpointWeights:
         else:
             runs = [list(run) for _, run in groupby(shares, key=lambda share: share.format)]
             joined = [concat_rows(run) for run in runs]
-        return [self._backend.weight(weight, matrix.float32) for weight in joined]
+        held = [self._backend.weight(weight, matrix.float32) for weight in joined]
+        for weight, as_held in zip(joined, held, strict=True):
+            if weight.q is not None and isinstance(as_held, PackedWeight) and as_held.format.is_dense:
+                self._made_dense.add(f"{weight.bits} bits in groups of {weight.group}")
+        return held
 
     def vector(self, vector: Vector) -> Constant:
         values = np.concatenate(
@@ -253,6 +259,13 @@ class CheckpointWeights:
                 "%s: kernels read no codebooks, so these weights are held as 4-bit codes in a table"
                 " of their values: exact, but larger than the file",
                 ", ".join(sorted(self._widened)),
+            )
+        if self._made_dense:
+            log.info(
+                "%s: kernels have groups of 16, of multiples of 32 and of all inputs, so these weights"
+                " are held as %s, which is larger than the file",
+                ", ".join(sorted(self._made_dense)),
+                "float32" if self._backend.dense == "f32" else "bfloat16",
             )
         unused = sorted(name for name in self._unused if not NOT_WEIGHTS.search(name))
         if unused:

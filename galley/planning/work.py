@@ -22,7 +22,7 @@ from galley.layers.shapes import ShapeWeight
 from galley.planning.limits import MachineLimits
 
 #: Weight format → number format of its multiply-adds.
-_CODES = ("i1", "i2", "i3", "i4", "i5", "i6", "i8")
+_CODES = ("i1", "t2", "i2", "i3", "i4", "i5", "i6", "i8")
 _ARITHMETIC = {"f32": "f32", "bf16": "bf16"} | dict.fromkeys(_CODES, "int8")
 
 

@@ -97,21 +97,25 @@ def _read_4bit(name: str, shape: tuple[int, int], tensors: Tensors) -> Quantized
         q=codes,
         bits=4,
         group=state.blocksize,
-        scale=_absmax(name, n * k // state.blocksize, state, tensors).reshape(n, -1),
+        **_scales(name, n, k // state.blocksize, state, tensors),
         table=to_float32(tensors.use(f"{name}.quant_map", (16,))),
         activations="as_is",
     )
 
 
-def _absmax(name: str, count: int, state: _State, tensors: Tensors) -> NDArray[np.float32]:
+def _scales(name: str, n: int, groups: int, state: _State, tensors: Tensors) -> dict[str, Any]:
+    """Scales [n, groups] and what belongs to them, by fields of `QuantizedWeight`."""
+    count = n * groups
     if not tensors.has(f"{name}.nested_absmax"):
-        return to_float32(tensors.use(f"{name}.absmax", (count,)))
-    codes = _uint8(f"{name}.absmax", (count,), tensors)
+        return {"scale": to_float32(tensors.use(f"{name}.absmax", (count,))).reshape(n, groups)}
     size = min(state.nested_blocksize, count)
-    levels = to_float32(tensors.use(f"{name}.nested_quant_map", (256,)))
-    scales = to_float32(tensors.use(f"{name}.nested_absmax", (-(-count // size),)))
-    values = levels[codes] * scales[np.arange(count) // size]
-    return values + np.float32(state.nested_offset)
+    factors = to_float32(tensors.use(f"{name}.nested_absmax", (-(-count // size),)))
+    return {
+        "scale": _uint8(f"{name}.absmax", (count,), tensors).reshape(n, groups),
+        "super_scale": factors[np.arange(count) // size].reshape(n, groups),
+        "scale_table": to_float32(tensors.use(f"{name}.nested_quant_map", (256,))),
+        "scale_base": np.full((n, 1), state.nested_offset, np.float32),
+    }
 
 
 def _state(name: str, tensors: Tensors) -> _State:

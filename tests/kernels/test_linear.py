@@ -49,6 +49,8 @@ class Recipe:
     scale_range: tuple[int, int] | None = None  # of integers
     table: Any = None
     activations: str = "group"
+    trits: bool = False
+    nested: bool = False  # codes of levels as scales, with a factor per 256
 
 
 #: Name → how a weight of that format is made. None = dense.
@@ -74,10 +76,14 @@ FORMATS: dict[str, Recipe | None] = {
     "GPTQ 128": Recipe(4, 128, 8, activations="as_is"),
     "AWQ 128": Recipe(4, 128, "each", activations="as_is"),
     "W4A16 per output": Recipe(4, 0, 8, ml_dtypes.bfloat16, activations="as_is"),
+    "TQ1_0": Recipe(2, 256, 1, trits=True),
+    "GPTQ 2 bits": Recipe(2, 32, "each", activations="as_is"),
+    "NF4 nested": Recipe(4, 64, table=NF4, activations="as_is", nested=True),
     "NF4": Recipe(4, 64, scale=np.float32, table=NF4, activations="as_is"),
     "E2M1": Recipe(4, 32, table=np.concatenate([E2M1, -E2M1]), activations="as_is"),
     "E4M3": Recipe(8, 128, scale=np.float32, table=E4M3, activations="as_is"),
 }
+FLOATS = ("NF4", "NF4 nested", "E4M3")
 #: (N, K): the default model's, then odd ones.
 SHAPES = [(960, 576), (576, 1536), (64, 128), (33, 160), (1, 32), (31, 288), (70, 640)]
 ODD_K = [(40, 7), (5, 1), (37, 71), (64, 33)]
@@ -115,10 +121,10 @@ def weight_of(recipe: Recipe, n: int, k: int, rng: np.random.Generator) -> Quant
         zero, fraction = 0, rng.uniform(0, 2**recipe.bits, (n, groups)).astype(recipe.scale)
     if zero == "each":
         zero = rng.integers(0, 2**recipe.bits, (n, groups), np.uint8)
-    q = rng.integers(0, 2**recipe.bits, (n, k), np.uint8)
+    q = rng.integers(0, 3 if recipe.trits else 2**recipe.bits, (n, k), np.uint8)
     if recipe.table is E4M3:
         q[np.isin(q, FLOAT8_NAN)] = 0
-    return QuantizedWeight(
+    weight = QuantizedWeight(
         q=q,
         bits=recipe.bits,
         group=recipe.group,
@@ -130,6 +136,17 @@ def weight_of(recipe: Recipe, n: int, k: int, rng: np.random.Generator) -> Quant
         super_min=factors() if two_mins else None,
         table=recipe.table,
         activations=recipe.activations,
+        trits=recipe.trits,
+    )
+    if not recipe.nested:
+        return weight
+    run = (np.arange(n * groups) + 100) // 256
+    return replace(
+        weight,
+        scale=rng.integers(0, 256, (n, groups), np.uint8),
+        super_scale=rng.uniform(0.01, 0.05, run[-1] + 1).astype(np.float32)[run].reshape(n, groups),
+        scale_table=rng.standard_normal(256).astype(np.float32),
+        scale_base=np.full((n, 1), 0.03, np.float32),
     )
 
 
@@ -187,7 +204,7 @@ def kinds_for(name: str) -> list[int]:
         return [F32 if name == "f32" else BF16]
     if recipe.activations == "token":
         return [Q8_ROW]
-    return [F32] if name in ("NF4", "E4M3") else [Q8, Q16, F32]
+    return [F32] if name in FLOATS else [Q8, Q16, F32]
 
 
 def rows_of(kind: int, x: np.ndarray) -> Rows:
@@ -203,7 +220,7 @@ def shapes_of(name: str) -> list[tuple[int, int]]:
     recipe = FORMATS[name]
     if recipe is None or recipe.group == 0:
         return SHAPES + ODD_K
-    if recipe.super_scales:
+    if recipe.super_scales or recipe.trits:
         return [(576, 1536), (33, 256), (70, 512)]
     return SHAPES
 
@@ -247,10 +264,12 @@ class TestPacking:
         assert np.array_equal(again.data, w.data)
 
     def test_format_is_the_narrowest_that_holds_the_codes(self):
-        formats = {name: packed(name, 64, 256).format for name in FORMATS}
+        formats = {name: packed(name, 64, 512).format for name in FORMATS}
         for name, recipe in FORMATS.items():
-            assert formats[name].name == (f"i{recipe.bits}" if recipe else name)
-            if recipe:
+            if recipe is None:
+                assert formats[name].name == name
+            else:
+                assert formats[name].name == ("t2" if recipe.trits else f"i{recipe.bits}")
                 assert formats[name].group == recipe.group
                 assert formats[name].activations == recipe.activations
         scales = {name: fmt.scale for name, fmt in formats.items()}
@@ -259,9 +278,9 @@ class TestPacking:
         assert (scales["Q2_K"], scales["Q3_K"]) == ("u4", "s6")
         assert (scales["W8A8"], scales["NF4"]) == ("f32", "f32")
         zeros = {name for name, fmt in formats.items() if fmt.offset == "zeros"}
-        assert zeros == {"AWQ 128", "GPTQ 3 bits"}
+        assert zeros == {"AWQ 128", "GPTQ 2 bits", "GPTQ 3 bits"}
         tables = {name: fmt.table for name, fmt in formats.items() if fmt.table != "none"}
-        assert tables == {"NF4": "floats", "E4M3": "floats", "E2M1": "levels"}
+        assert tables == {**dict.fromkeys(FLOATS, "floats"), "E2M1": "levels"}
 
     def test_scales_are_halved_if_that_is_exact(self):
         """float32 arrays of numbers that float16 or bfloat16 holds."""
@@ -340,6 +359,10 @@ class TestPacking:
         weight.zero[3, 1] = 16
         with pytest.raises(ValueError, match="zeros"):
             pack(weight)
+        weight = random_weight("TQ1_0", 8, 256)
+        weight.q[3, 5] = 3
+        with pytest.raises(ValueError, match="codes do not fit"):
+            pack(weight)
 
     def test_only_matrices_are_packed(self):
         with pytest.raises(ValueError, match="matrix"):
@@ -375,7 +398,7 @@ class TestValues:
             assert np.abs(y - want).max() <= tolerance * np.abs(want).max(), (n, k)
 
     @pytest.mark.parametrize(
-        "name", [name for name, kind in PAIRS if kind == F32 and name not in ("f32", "NF4", "E4M3")]
+        "name", [name for name, kind in PAIRS if kind == F32 and name not in ("f32", *FLOATS)]
     )
     def test_float32_activations_give_the_bits_of_dense_weights(self, isa, name):
         for n, k in shapes_of(name):
@@ -503,7 +526,7 @@ class TestValues:
         """The greatest sums that 32 bits must hold: every code and every q at its end."""
         n, k = 40, 256
         weight = random_weight(name, n, k)
-        weight.q[:] = 2**weight.bits - 1
+        weight.q[:] = 2 if weight.trits else 2**weight.bits - 1
         weight.q[::2] = 0
         if not isinstance(weight.zero, int):
             weight.zero[:] = 2**weight.bits - 1
@@ -757,7 +780,7 @@ class TestBadArguments:
         [
             ({"n": 0}, "n must be positive"),
             ({"k": -3}, "k must be positive"),
-            ({"format": 9}, "format must be 0 .. 8"),
+            ({"format": 10}, "format must be 0 .. 9"),
             ({"group": 24}, "groups of 24"),
             ({"zero": 16}, "zero is not a code"),
             ({"scale": 3}, "scales of 6 bits"),

@@ -11,7 +11,7 @@ import pytest
 from galley.errors import ModelError
 from galley.kernels.weights import pack
 from galley.loader import RawTensor
-from galley.quant import scheme_of
+from galley.quant import concat_rows, scheme_of
 from tests.quant.tensors import TensorDict
 from tests.quant.twins import check_model, model_info, raw
 
@@ -63,9 +63,10 @@ def make_4bit(
         nested = np.sort(rng.uniform(-1, 1, 256)).astype(np.float32)
         scales = rng.uniform(0.01, 0.05, -(-blocks // 256)).astype(np.float32)
         codes = rng.integers(0, 256, blocks, dtype=np.uint8)
-        state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.0625}
+        offset = rng.uniform(0.05, 0.07)
+        state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": offset}
         tensors |= {".absmax": codes, ".nested_absmax": scales, ".nested_quant_map": nested}
-        absmax = nested[codes] * scales.repeat(256)[:blocks] + np.float32(0.0625)
+        absmax = nested[codes] * scales.repeat(256)[:blocks] + np.float32(offset)
     text = np.frombuffer(json.dumps(state).encode(), np.uint8)
     tensors[f".quant_state.bitsandbytes__{kind}"] = text
     pairs = np.concatenate([packed >> 4, packed & 15], axis=1)
@@ -88,7 +89,7 @@ def make_8bit(
 @pytest.mark.parametrize("block", [64, 128])
 @pytest.mark.parametrize("double", [False, True], ids=["single", "double"])
 def test_values_of_four_bits_equal_the_definition(kind, block, double):
-    shape = (72, 256)
+    shape = (72, 640)  # nested blocks end within a row
     layer, want = make_4bit("w", shape, np.random.default_rng(block), kind, block, double)
     tensors = TensorDict(*layer)
     weight = scheme_of(model_info(FOUR)).read("w", shape, tensors)
@@ -97,6 +98,19 @@ def test_values_of_four_bits_equal_the_definition(kind, block, double):
     packed = pack(weight)
     assert np.array_equal(packed.unpack(), want)
     assert packed.format.activations == "as_is"
+    assert packed.format.scale == ("nested" if double else "f32")
+
+
+@pytest.mark.parametrize(("rows", "scale"), [(32, "nested"), (24, "f32")])
+def test_layers_with_double_quantization_are_joined(rows, scale):
+    """Sixteen outputs have one offset in the kernels' form; others have scales of float32."""
+    rng = np.random.default_rng(0)
+    layers = [make_4bit("w", (rows, 640), rng, double=True) for _ in range(2)]
+    scheme = scheme_of(model_info(FOUR))
+    joined = concat_rows([scheme.read("w", (rows, 640), TensorDict(*of)) for of, _ in layers])
+    packed = pack(joined)
+    assert packed.format.scale == scale
+    assert np.array_equal(packed.unpack(), np.concatenate([values for _, values in layers]))
 
 
 def test_values_of_eight_bits_equal_the_definition():
@@ -117,9 +131,7 @@ def test_packed_weights_are_no_larger_than_the_file(kind):
     else:
         layer, _ = make_4bit("w", shape, rng, name, double=bool(double))
     packed = pack(scheme_of(model_info(FOUR)).read("w", shape, TensorDict(*layer)))
-    # Scales of double quantization are float32 in memory: 4.5 bits for 4.127.
-    limit = 1.1 if double else 1.02
-    assert packed.data.nbytes <= limit * sum(tensor.data.nbytes for tensor in layer)
+    assert packed.data.nbytes <= 1.02 * sum(tensor.data.nbytes for tensor in layer)
 
 
 @pytest.mark.parametrize("kind", ["nf4 double", "fp4", "int8"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import ml_dtypes
@@ -107,9 +108,13 @@ def test_a_setting_of_another_type_is_refused() -> None:
         )
 
 
-def test_model_equals_dequantized_weights() -> None:
+@pytest.mark.parametrize("group", [32, 8])
+def test_model_equals_dequantized_weights(group: int, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says that there is no kernel for groups of 8."""
+    caplog.set_level(logging.INFO)
     rng = np.random.default_rng(0)
-    check_model(CONFIG, lambda name, values: make_layer(name, *values.shape, 4, 32, rng))
+    check_model(CONFIG, lambda name, values: make_layer(name, *values.shape, 4, group, rng))
+    assert ("4 bits in groups of 8: kernels have" in caplog.text) == (group == 8)
 
 
 @pytest.mark.parametrize(
