@@ -288,7 +288,7 @@ METHODS: dict[str, tuple[dict[str, Any], Encode]] = {
         ),
         nvfp4,
     ),
-    "MXFP4": (
+    "MXFP4, compressed-tensors": (
         compressed("mxfp4-pack-quantized", num_bits=4, strategy="group", group_size=32, **_FLOAT),
         mxfp4,
     ),

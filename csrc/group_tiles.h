@@ -16,6 +16,7 @@ namespace galley {
 namespace GALLEY_VARIANT {
 
 constexpr int64_t kPieceGroups = 16;
+constexpr int64_t kLeastGroupRows = 32;  // fewer rows are not faster than with AVX-512
 
 // Whether levels fit signed bytes.
 GALLEY_INLINE bool has_signed_levels(const WeightLayout& w) {
@@ -85,23 +86,28 @@ struct GroupRows {
 template <int kPlanes, int kSubs, bool kMins> struct GroupTiles {
   using Sums = int32_t[kPlanes][kTileRows][kLanes];
   using Rows = RowPointers<kTileRows>;
+  // Parts whose sums go to memory before they are scaled: tiles and vectors in turn, part by part, take
+  // a quarter longer.
+  static constexpr int64_t kBatch = 16 / kPlanes;
 
   static void add(const GroupPiece& piece, const GroupRows& x, int half, float* y) {
-    alignas(64) Sums even, odd;
+    alignas(64) Sums sums[kBatch];
     Float acc[kTileRows];
-    for (int r = 0; r < kTileRows; r++) acc[r] = load(y + r * kPanel);
+    _Pragma("GCC unroll 16") for (int r = 0; r < kTileRows; r++) acc[r] = load(y + r * kPanel);
     Rows scales(x.side, x.stride);
     const int64_t parts = piece.count * kSubs;
-    // Sums of a part are scaled while the tiles compute those of the next one.
-    multiply<c00, c01, b0>(piece, x, half, 0, even);
-    for (int64_t i = 0; i < parts; i += 2) {
-      if (i + 1 < parts) multiply<c10, c11, b1>(piece, x, half, i + 1, odd);
-      scale<0>(piece, x, half, i, even, scales, acc);
-      if (i + 1 == parts) break;
-      if (i + 2 < parts) multiply<c00, c01, b0>(piece, x, half, i + 2, even);
-      scale<1>(piece, x, half, i + 1, odd, scales, acc);
+    for (int64_t first = 0; first < parts; first += kBatch) {
+      const int64_t end = first + kBatch < parts ? first + kBatch : parts;
+      for (int64_t i = first; i < end; i += 2) {
+        multiply<c00, c01, b0>(piece, x, half, i, sums[i - first]);
+        if (i + 1 < end) multiply<c10, c11, b1>(piece, x, half, i + 1, sums[i + 1 - first]);
+      }
+      for (int64_t i = first; i < end; i += 2) {
+        scale<0>(piece, x, half, i, sums[i - first], scales, acc);
+        if (i + 1 < end) scale<1>(piece, x, half, i + 1, sums[i + 1 - first], scales, acc);
+      }
     }
-    for (int r = 0; r < kTileRows; r++) store(y + r * kPanel, acc[r]);
+    _Pragma("GCC unroll 16") for (int r = 0; r < kTileRows; r++) store(y + r * kPanel, acc[r]);
   }
 
  private:
@@ -189,7 +195,7 @@ void group_panels(const LinearJob& job, int64_t panel, int64_t count, int64_t ro
   release_tiles();
 }
 
-// The function for a weight; it takes at least 16 rows.
+// The function for a weight; it takes at least kLeastGroupRows.
 using GroupPanels = void (*)(const LinearJob&, int64_t panel, int64_t count, int64_t row_begin,
                              int64_t row_end);
 template <int kPlanes> GroupPanels group_panels_of(const WeightLayout& w) {

@@ -265,6 +265,7 @@ struct WeightLayout {
   bool accepts(Kind x) const {
     if (!quantised()) return x == (format == Format::f32 ? Kind::f32 : Kind::bf16);
     if (x == Kind::q8_row) return per_output();
+    if (x == Kind::bf16) return in_spans() && isa() == Isa::amx;
     return x == Kind::f32 || (in_groups(x) && table != CodeTable::floats);
   }
 };

@@ -1,5 +1,6 @@
-// linear_tile by AMX tiles: bf16, int8 with one scale per output, and codes in groups (group_tiles.h)
-// from 16 rows on. Other kinds, and fewer rows of codes in groups, go to AVX-512.
+// linear_tile by AMX tiles: bf16, int8 with one scale per output, codes of floats on bf16 (float_tiles.h),
+// and codes in groups (group_tiles.h) from 32 rows on. Other kinds, and fewer rows of codes in groups, go to
+// AVX-512.
 //
 // Sixteen words of K of a panel are two tiles as they lie. A block of up to 32 rows of x is two tiles,
 // with four of sums. Every number of rows of bf16 goes through tiles, since the order of additions is
@@ -12,6 +13,7 @@
 // for the sums in memory.
 #pragma once
 #include "adapter_tiles.h"
+#include "float_tiles.h"
 #include "group_tiles.h"
 #include "linear_codes.h"
 #include "linear_epilogue.h"
@@ -23,32 +25,6 @@ namespace GALLEY_VARIANT {
 
 // K is cut into pieces where rows are longer than kUncut words: 240 of them would fill the L2 cache.
 constexpr int64_t kUncut = 1024, kPiece = 512;
-constexpr int64_t kAhead = 4096;  // bytes that a lone block of rows prefetches ahead
-constexpr int64_t kWordBytes = kHalves * 64;  // of a panel, for one word of K
-
-struct Bf16Product {
-  template <Tile c, Tile a, Tile b> static GALLEY_INLINE void add() { add_bf16<c, a, b>(); }
-};
-struct CodeProduct {
-  template <Tile c, Tile a, Tile b> static GALLEY_INLINE void add() { add_unsigned<c, a, b>(); }
-};
-
-// Rows in `count` blocks of `size`, at most 8 of 30 together (kChunkRows). The last one overlaps with
-// the one before it where they do not fit: all blocks have tiles of the same sizes.
-struct TileBlocks {
-  int64_t begin, end, count, size;
-  int upper, lower;  // rows of the two tiles
-
-  TileBlocks(int64_t begin, int64_t end)
-      : begin(begin), end(end), count((end - begin + 2 * kTileRows - 1) / (2 * kTileRows)),
-        size((end - begin + count - 1) / count),
-        upper(static_cast<int>(size > kTileRows ? (size + 1) / 2 : size)),
-        lower(static_cast<int>(size) - upper) {}
-  int64_t first_row(int64_t block) const {
-    const int64_t row = begin + block * size;
-    return row < end - size ? row : end - size;
-  }
-};
 
 // A block of rows and a piece of a panel.
 struct TileBlock {
@@ -64,40 +40,6 @@ struct TileBlock {
   const LinearJob* adapted;  // adapters add to its tiles; null = no, or not yet
   int64_t panel, row;        // of the layer
 };
-
-template <bool kLower> GALLEY_INLINE void load_sums(const float* y, int upper) {
-  constexpr int64_t kBytes = kPanel * 4;
-  load_tile<c00>(y, kBytes), load_tile<c01>(y + kLanes, kBytes);
-  if (!kLower) return;
-  load_tile<c10>(y + upper * kPanel, kBytes), load_tile<c11>(y + upper * kPanel + kLanes, kBytes);
-}
-template <bool kLower> GALLEY_INLINE void store_sums(float* y, int upper) {
-  constexpr int64_t kBytes = kPanel * 4;
-  store_tile<c00>(y, kBytes), store_tile<c01>(y + kLanes, kBytes);
-  if (!kLower) return;
-  store_tile<c10>(y + upper * kPanel, kBytes), store_tile<c11>(y + upper * kPanel + kLanes, kBytes);
-}
-
-// `between` is called after each step with the number of steps that are left, while the tiles compute.
-template <class Product, bool kLower, bool kStreams, class Between>
-GALLEY_INLINE void add_products(const uint8_t* x, int64_t x_bytes, int upper, const uint8_t* w,
-                                int64_t steps, const uint8_t* next, int64_t lines,
-                                const Between& between) {
-  for (; steps > 0; steps--, x += kTileBytes, w += kTileWords * kWordBytes) {
-    load_rows<a0, kStreams>(x, x_bytes);
-    load_tile<b0>(w, kWordBytes);
-    Product::template add<c00, a0, b0>();
-    load_tile<b1>(w + 64, kWordBytes);
-    Product::template add<c01, a0, b1>();
-    if (kLower) {
-      load_rows<a1, kStreams>(x + upper * x_bytes, x_bytes);
-      Product::template add<c10, a1, b0>();
-      Product::template add<c11, a1, b1>();
-    }
-    for (int64_t i = 0; i < lines; i++, next += 64) __builtin_prefetch(next, 0, 2);
-    between(steps);
-  }
-}
 
 template <class Product, bool kLower, bool kStreams, class Between>
 GALLEY_INLINE void tile_block(const TileBlocks& blocks, const TileBlock& b, const Between& between) {
@@ -222,7 +164,10 @@ inline void scale_rows(const LinearJob& job, int64_t panel, int64_t row, int row
 
 void linear_tile(const LinearJob& job, int64_t panel, int64_t count, int64_t row_begin,
                  int64_t row_end, uint8_t* scratch) {
-  if (in_groups(job.x_kind) && row_end - row_begin >= kTileRows && has_signed_levels(job.weight)) {
+  if (job.x_kind == Kind::bf16 && job.weight.quantised()) {
+    return float_panels(job, panel, count, row_begin, row_end);
+  }
+  if (in_groups(job.x_kind) && row_end - row_begin >= kLeastGroupRows && has_signed_levels(job.weight)) {
     const bool two = job.x_kind == Kind::q16;
     const GroupPanels panels = two ? group_panels_of<2>(job.weight) : group_panels_of<1>(job.weight);
     return panels(job, panel, count, row_begin, row_end);

@@ -360,11 +360,11 @@ template <int R> struct RowPointers {
   int64_t stride;
 
   GALLEY_INLINE RowPointers(const uint8_t* first, int64_t stride) : stride(stride) {
-    for (int i = 0; i < kBases; i++) base[i] = first + 3 * i * stride;
+    _Pragma("GCC unroll 6") for (int i = 0; i < kBases; i++) base[i] = first + 3 * i * stride;
   }
   GALLEY_INLINE const uint8_t* operator[](int r) const { return base[r / 3] + r % 3 * stride; }
   GALLEY_INLINE void advance(int64_t bytes) {
-    _Pragma("GCC unroll 4") for (int i = 0; i < kBases; i++) {
+    _Pragma("GCC unroll 6") for (int i = 0; i < kBases; i++) {
       base[i] += bytes;
       asm("" : "+r"(base[i]));
     }

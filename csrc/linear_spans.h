@@ -68,7 +68,7 @@ GALLEY_INLINE void pairs_of_bytes(const Int& low, const Int& high, Int* first, I
 // E4M3 as the upper halves of float32, byte by byte. Of seeeemmm, the higher byte of a normal number
 // follows from its exponent (whose bias becomes 120 larger), the lower one from the last four bits; both
 // of a subnormal one, which becomes normal, from those four bits.
-GALLEY_INLINE Four float8_four(const Int& codes) {
+GALLEY_INLINE void float8_pairs(const Int& codes, Int* first, Int* second) {
   alignas(16) static const uint8_t normal_low[16] = {0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70,
                                                      0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xf0};
   alignas(16) static const uint8_t normal_high[16] = {0x3c, 0x3c, 0x3d, 0x3d, 0x3e, 0x3e, 0x3f, 0x3f,
@@ -83,8 +83,11 @@ GALLEY_INLINE Four float8_four(const Int& codes) {
                          look_up(normal_high, shift_right_pairs_by_3(exponent)));
   high = where_equal(magnitude, all_bytes(0x7f), magnitude, high);  // NaN: 0x7ff0
   high = high | (codes & all_bytes(-128));
+  pairs_of_bytes(low, high, first, second);
+}
+GALLEY_INLINE Four float8_four(const Int& codes) {
   Int first, second;
-  pairs_of_bytes(low, high, &first, &second);
+  float8_pairs(codes, &first, &second);
   const Int upper = all(static_cast<int32_t>(0xffff0000u));
   return {{as_float(shift_left<16>(first)), as_float(first & upper),
            as_float(shift_left<16>(second)), as_float(second & upper)}};

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from galley.config.engine import QuantizedActivations
+from galley.kernels import _native
 from galley.kernels.program import Kind
 from galley.kernels.weight_format import WeightFormat
 
@@ -13,14 +14,14 @@ def activation_kind(weight: WeightFormat, quantized: QuantizedActivations) -> Ki
     """Number format of the activations that are multiplied with a weight of this format.
 
     Dense weights take activations of their own format. Tables of floating-point levels take
-    float32. Weights whose format prescribes int8 with one
-    scale per token get that. All other codes are multiplied with integers of 8 or 16 bits with a
-    scale per 32. With "auto" these are 16 bits, whose rounding error is far below that of 16-bit
-    floats, except where the format leaves the choice ("group") and the weights' own error is larger
-    than that of 8 bits: up to four bits without offsets.
+    bfloat16 in a model of that format where AMX multiplies it, else float32. Weights whose format
+    prescribes int8 with one scale per token get that. All other codes are multiplied with integers
+    of 8 or 16 bits with a scale per 32. With "auto" these are 16 bits, whose rounding error is far
+    below that of 16-bit floats, except where the format leaves the choice ("group") and the error
+    of the weights is larger than that of 8 bits: up to four bits without offsets.
     """
     if weight.table == "floats":
-        return Kind.f32
+        return Kind.bf16 if weight.activations == "bf16" and _native.isa() == "amx" else Kind.f32
     if weight.name in ("f32", "bf16"):
         return Kind.f32 if weight.name == "f32" else Kind.bf16
     if weight.activations == "token":

@@ -15,8 +15,8 @@ def shared_factors(
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]] | None:
     """Lists of the factors of 16 outputs each, and every output's place in its list.
 
-    Scale g of output n has factor `lists[n // 16, (places[n] + g) // 256]`; the last number of a list
-    is what is added to all of them.
+    Scale g of output n has factor `lists[n // 16, (places[n] + g) // 256]`; the last number of a
+    list is what is added to all of them.
 
     Args:
         factors: [N, G] of each scale.

@@ -166,7 +166,8 @@ class QuantizedWeight(msgspec.Struct, frozen=True, eq=False):
         assert self.scale is not None
         if self.scale_table is None:
             return _product(self.scale, self.super_scale)
-        assert self.super_scale is not None and self.scale_base is not None
+        assert self.super_scale is not None
+        assert self.scale_base is not None
         scales: NDArray[np.float32] = self.scale_table[self.scale]
         scales *= self.super_scale
         scales += self.scale_base
@@ -295,7 +296,15 @@ def from_arrays(
 
 #: Fields that have one row per output.
 _PER_ROW = (
-    "dense", "q", "zero", "scale", "min", "fraction", "super_scale", "super_min", "scale_base"
+    "dense",
+    "q",
+    "zero",
+    "scale",
+    "min",
+    "fraction",
+    "super_scale",
+    "super_min",
+    "scale_base",
 )
 
 

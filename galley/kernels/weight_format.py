@@ -19,9 +19,9 @@ ScaleName = Literal[
 OffsetName = Literal["zero", "min", "zeros", "fractions"]
 TableName = Literal["none", "levels", "floats"]
 #: Precision of a linear layer's input, as the weight's format prescribes it: as_is = not rounded
-#: below 16 bits, token = int8 with one scale per token, group = integers with a scale per 32 values
-#: whose width the backend chooses.
-Activations = Literal["as_is", "token", "group"]
+#: below 16 bits, bf16 = rounded to that where AMX multiplies it, token = int8 with one scale per
+#: token, group = integers with a scale per 32 values whose width the backend chooses.
+Activations = Literal["as_is", "bf16", "token", "group"]
 
 #: E4M3 numbers.
 E4M3: np.dtype[Any] = np.dtype(ml_dtypes.float8_e4m3fn)

@@ -101,7 +101,8 @@ class PackedWeight(msgspec.Struct, frozen=True, eq=False):
         if fmt.scale == "halves" and rows.indices(self.shape[0])[0] % _HALF_PANEL:
             fmt = replace(fmt, scale="f32")
         if fmt.scale == "nested":
-            return pack(cut)  # a part may have too many factors
+            # A part may have too many factors.
+            return pack(cut, "bf16" if fmt.activations == "bf16" else "f32")
         return _pack_codes(cut, fmt, _aligned)
 
 
@@ -148,7 +149,7 @@ def pack(
         other tables                                float32 levels
 
     Args:
-        dense: number format of dense weights.
+        dense: number format of dense weights, and of what is multiplied with tables of floats.
         memory: for the packed weight; None = memory of its own.
 
     Raises:
@@ -168,10 +169,12 @@ def pack(
     no_kernel = group != 16 and group % 32 != 0
     if no_kernel or (codes.min is not None and not isinstance(codes.zero, int)):
         return _pack_dense(weight.to_float32(), WeightFormat(dense), allocate)
-    return _pack_codes(codes, _format_of(codes, group, scale), allocate)
+    return _pack_codes(codes, _format_of(codes, group, scale, dense), allocate)
 
 
-def _format_of(codes: QuantizedWeight, group: int, scale: ScaleName) -> WeightFormat:
+def _format_of(
+    codes: QuantizedWeight, group: int, scale: ScaleName, dense: Literal["f32", "bf16"]
+) -> WeightFormat:
     name = next(n for bits, n in _CODES.items() if codes.bits <= bits)
     if codes.table is not None and codes.bits < 4:
         name = "i4"
@@ -186,8 +189,11 @@ def _format_of(codes: QuantizedWeight, group: int, scale: ScaleName) -> WeightFo
     kind: TableName = "none" if table is None else "floats"
     if table is not None and codes.min is None and _is_int8(table):
         kind = "levels"
-    ordered = codes.order is not None
-    fmt = WeightFormat(name, group, zero, scale, offset, kind, codes.activations, ordered)
+    ordered, activations = codes.order is not None, codes.activations
+    whole_blocks = name in ("i4", "i8") and group != 16 and scale not in SUPER_DTYPES
+    if kind == "floats" and offset == "zero" and whole_blocks and dense == "bf16":
+        activations = "bf16"
+    fmt = WeightFormat(name, group, zero, scale, offset, kind, activations, ordered)
     if fmt.activations == "token" and fmt != WeightFormat("i8", 0, 128, "f32", activations="token"):
         raise ValueError(f"no kernel for int8 activations with one scale per token and {fmt}")
     return fmt
@@ -388,7 +394,8 @@ def _pack_codes(source: QuantizedWeight, to: WeightFormat, allocate: Allocate) -
         super_min = _contiguous(source.super_min, upper)
     else:
         nested = _nested(source)
-        assert table is not None and nested is not None
+        assert table is not None
+        assert nested is not None
         super_scale, super_min = nested
         table = np.concatenate([table, source.scale_table])
     arrays = {

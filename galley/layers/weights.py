@@ -212,7 +212,11 @@ class CheckpointWeights:
             joined = [concat_rows(run) for run in runs]
         held = [self._backend.weight(weight, matrix.float32) for weight in joined]
         for weight, as_held in zip(joined, held, strict=True):
-            if weight.q is not None and isinstance(as_held, PackedWeight) and as_held.format.is_dense:
+            if (
+                weight.q is not None
+                and isinstance(as_held, PackedWeight)
+                and as_held.format.is_dense
+            ):
                 self._made_dense.add(f"{weight.bits} bits in groups of {weight.group}")
         return held
 
@@ -262,8 +266,8 @@ class CheckpointWeights:
             )
         if self._made_dense:
             log.info(
-                "%s: kernels have groups of 16, of multiples of 32 and of all inputs, so these weights"
-                " are held as %s, which is larger than the file",
+                "%s: kernels have groups of 16, of multiples of 32 and of all inputs, so these"
+                " weights are held as %s, which is larger than the file",
                 ", ".join(sorted(self._made_dense)),
                 "float32" if self._backend.dense == "f32" else "bfloat16",
             )

@@ -64,7 +64,7 @@ FORMATS: dict[str, Recipe | None] = {
     "Q6_K": Recipe(6, 16, 32, scale=np.int8, super_scales=True),
     "Q2_K": Recipe(2, 16, scale=np.uint8, min=True, super_scales=True, scale_range=(0, 16)),
     "Q3_K": Recipe(3, 16, 4, scale=np.int8, super_scales=True, scale_range=(-32, 32)),
-    "GPTQ 3 bits": Recipe(3, 64, "each", activations="as_is"),
+    "GPTQ 2 bits": Recipe(2, 32, "each", activations="as_is"),
     "groups of 16 with mins": Recipe(6, 16, min=True),
     "HQQ 4 bits": Recipe(4, 64, "fractions", activations="as_is"),
     "HQQ 1 bit": Recipe(1, 32, "fractions", ml_dtypes.bfloat16, activations="as_is"),
@@ -77,7 +77,6 @@ FORMATS: dict[str, Recipe | None] = {
     "AWQ 128": Recipe(4, 128, "each", activations="as_is"),
     "W4A16 per output": Recipe(4, 0, 8, ml_dtypes.bfloat16, activations="as_is"),
     "TQ1_0": Recipe(2, 256, 1, trits=True),
-    "GPTQ 2 bits": Recipe(2, 32, "each", activations="as_is"),
     "NF4 nested": Recipe(4, 64, table=NF4, activations="as_is", nested=True),
     "NF4": Recipe(4, 64, scale=np.float32, table=NF4, activations="as_is"),
     "E2M1": Recipe(4, 32, table=np.concatenate([E2M1, -E2M1]), activations="as_is"),
@@ -271,14 +270,15 @@ class TestPacking:
             else:
                 assert formats[name].name == ("t2" if recipe.trits else f"i{recipe.bits}")
                 assert formats[name].group == recipe.group
-                assert formats[name].activations == recipe.activations
+                activations = "bf16" if name in FLOATS else recipe.activations
+                assert formats[name].activations == activations
         scales = {name: fmt.scale for name, fmt in formats.items()}
         assert scales["Q4_0"] == "f16"
         assert (scales["Q4_K"], scales["Q5_K"], scales["Q6_K"]) == ("u6", "u6", "i8")
         assert (scales["Q2_K"], scales["Q3_K"]) == ("u4", "s6")
         assert (scales["W8A8"], scales["NF4"]) == ("f32", "f32")
         zeros = {name for name, fmt in formats.items() if fmt.offset == "zeros"}
-        assert zeros == {"AWQ 128", "GPTQ 2 bits", "GPTQ 3 bits"}
+        assert zeros == {"AWQ 128", "GPTQ 2 bits"}
         tables = {name: fmt.table for name, fmt in formats.items() if fmt.table != "none"}
         assert tables == {**dict.fromkeys(FLOATS, "floats"), "E2M1": "levels"}
 
@@ -676,6 +676,32 @@ class TestTiles:
                 want = linear(x, w)
             for rows in (1, 7, 15, 16, 17, 31, 32, 33, 49, 70):
                 assert linear(x[:rows], w).tobytes() == want[:rows].tobytes()
+
+    @pytest.mark.parametrize(
+        "recipe",
+        [
+            *(FORMATS[name] for name in FLOATS),
+            Recipe(8, 0, scale=np.float32, table=E4M3),
+            Recipe(8, 64, table=np.random.default_rng(0).standard_normal(256).astype(np.float32)),
+        ],
+        ids=[*FLOATS, "E4M3 per output", "bytes"],
+    )
+    def test_order_of_additions_of_floats(self, recipe):
+        """Levels of bf16: sums of a group as of dense bf16, times its scale; in every row."""
+        for n, k in [(70, 640), (33, 160), (40, 71 if recipe.group == 0 else 4352)]:
+            w = pack(weight_of(recipe, n, k, np.random.default_rng(0)))
+            x = rows_of(BF16, random_rows(70, k))
+            codes = w.codes()
+            levels = codes.table.astype(ml_dtypes.bfloat16).astype(np.float32)[codes.q]
+            values, want = activation_rows.values(x.data, BF16, k), np.zeros((70, n), np.float32)
+            for g, scale in enumerate(codes.scales().T):
+                part = slice(g * (recipe.group or k), (g + 1) * (recipe.group or k))
+                sums = sums_of_tiles(values[:, part], levels[:, part])
+                want = (want + sums.astype(np.float64) * scale).astype(np.float32)
+            whole = linear(x, w)
+            assert np.array_equal(whole, want), (n, k)
+            for rows in (1, 5, 16, 17, 33):
+                assert np.array_equal(linear(x[:rows], w), whole[:rows])
 
 
 class TestQuantize:

@@ -60,7 +60,7 @@ def make_4bit(
     absmax = rng.uniform(0.01, 0.1, blocks).astype(np.float32)
     tensors = {"": packed, ".quant_map": levels, ".absmax": absmax}
     if double:
-        nested = np.sort(rng.uniform(-1, 1, 256)).astype(np.float32)
+        nested = np.linspace(-1, 1, 256, dtype=np.float32)
         scales = rng.uniform(0.01, 0.05, -(-blocks // 256)).astype(np.float32)
         codes = rng.integers(0, 256, blocks, dtype=np.uint8)
         offset = rng.uniform(0.05, 0.07)
@@ -97,7 +97,7 @@ def test_values_of_four_bits_equal_the_definition(kind, block, double):
     assert np.array_equal(weight.to_float32(), want)
     packed = pack(weight)
     assert np.array_equal(packed.unpack(), want)
-    assert packed.format.activations == "as_is"
+    assert packed.format.activations == "bf16"
     assert packed.format.scale == ("nested" if double else "f32")
 
 

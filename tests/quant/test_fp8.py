@@ -58,7 +58,7 @@ def test_values_equal_the_definition(config, shape):
     assert np.array_equal(weight.to_float32(), want)
     packed = pack(weight)
     assert np.array_equal(packed.unpack(), want)
-    assert packed.format.activations == "as_is"
+    assert packed.format.activations == "bf16"
 
 
 def test_every_number_is_read():
