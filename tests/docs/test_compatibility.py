@@ -97,7 +97,7 @@ def test_a_flag_that_accepts_one_value_does_not_count_as_working() -> None:
 
 
 def test_groups_of_flags_are_those_of_vllm() -> None:
-    """What `--help=VllmConfig` and the like list."""
+    """The groups that `--help=VllmConfig` and the like list."""
     flags = json.loads((DATA / "flags.json").read_text())["serve"]
     for group, names in groups_of_vllm().items():
         theirs = [flag["name"] for flag in flags if flag["group"].lower() == group]
