@@ -261,11 +261,16 @@ struct WeightLayout {
     return table == CodeTable::floats && (format == Format::i4 || format == Format::i8) &&
            group != 16 && offset == Offset::zero && !two_level();
   }
+  // Four bits of which whole blocks share a scale.
+  bool four_bits() const {
+    return format == Format::i4 && table != CodeTable::levels && group != 16 && !two_level() &&
+           k % kGroup == 0;
+  }
   // Whether activations of this kind can be multiplied with the weight.
   bool accepts(Kind x) const {
     if (!quantised()) return x == (format == Format::f32 ? Kind::f32 : Kind::bf16);
     if (x == Kind::q8_row) return per_output();
-    if (x == Kind::bf16) return in_spans() && isa() == Isa::amx;
+    if (x == Kind::bf16) return (four_bits() || (in_spans() && format == Format::i8)) && isa() == Isa::amx;
     return x == Kind::f32 || (in_groups(x) && table != CodeTable::floats);
   }
 };

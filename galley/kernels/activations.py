@@ -13,19 +13,27 @@ from galley.kernels.weight_format import WeightFormat
 def activation_kind(weight: WeightFormat, quantized: QuantizedActivations) -> Kind:
     """Number format of the activations that are multiplied with a weight of this format.
 
-    Dense weights take activations of their own format. Tables of floating-point levels take
-    bfloat16 in a model of that format where AMX multiplies it, else float32. Weights whose format
-    prescribes int8 with one scale per token get that. All other codes are multiplied with integers
-    of 8 or 16 bits with a scale per 32. With "auto" these are 16 bits, whose rounding error is far
-    below that of 16-bit floats, except where the format leaves the choice ("group") and the error
-    of the weights is larger than that of 8 bits: up to four bits without offsets.
+    Dense weights take activations of their own format, and so do weights whose format prescribes
+    int8 with one scale per token. Weights of "bf16" take that where AMX multiplies it: levels of
+    integers with "auto" alone. Other tables of floating-point levels take float32. All other codes
+    are multiplied with integers of 8 or 16 bits with a scale per 32. With "auto" these are 16 bits,
+    whose rounding error is far below that of 16-bit floats, except where the format leaves the
+    choice ("group") and the error of the weights is larger than that of 8 bits: up to four bits
+    without offsets.
     """
-    if weight.table == "floats":
-        return Kind.bf16 if weight.activations == "bf16" and _native.isa() == "amx" else Kind.f32
-    if weight.name in ("f32", "bf16"):
+    if weight.is_dense:
         return Kind.f32 if weight.name == "f32" else Kind.bf16
     if weight.activations == "token":
         return Kind.q8_row
+    is_float = weight.table == "floats"
+    if (
+        weight.activations == "bf16"
+        and _native.isa() == "amx"
+        and (is_float or quantized == "auto")
+    ):
+        return Kind.bf16
+    if is_float:
+        return Kind.f32
     if quantized == "auto":
         coarse = weight.name in ("i1", "t2", "i2", "i3", "i4") and weight.offset == "zero"
         return Kind.q8 if coarse and weight.activations == "group" else Kind.q16

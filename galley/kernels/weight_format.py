@@ -25,6 +25,8 @@ Activations = Literal["as_is", "bf16", "token", "group"]
 
 #: E4M3 numbers.
 E4M3: np.dtype[Any] = np.dtype(ml_dtypes.float8_e4m3fn)
+#: The value of each of its codes.
+E4M3_VALUES = np.arange(256, dtype=np.uint8).view(E4M3).astype(np.float32)
 #: Number format of scales and mins in arrays; of powers of two the exponent plus 128.
 SCALE_DTYPES: dict[ScaleName, np.dtype[Any]] = {
     "f16": np.dtype(np.float16),

@@ -20,6 +20,7 @@ from galley.kernels.nested_scales import shared_factors
 from galley.kernels.quantized import Blocks, QuantizedWeight, from_arrays, in_input_order
 from galley.kernels.weight_format import (
     E4M3,
+    E4M3_VALUES,
     SCALE_DTYPES,
     SUPER_DTYPES,
     FormatName,
@@ -190,8 +191,11 @@ def _format_of(
     if table is not None and codes.min is None and _is_int8(table):
         kind = "levels"
     ordered, activations = codes.order is not None, codes.activations
-    whole_blocks = name in ("i4", "i8") and group != 16 and scale not in SUPER_DTYPES
-    if kind == "floats" and offset == "zero" and whole_blocks and dense == "bf16":
+    # Where there is a kernel for rows of bf16:
+    four_bits = name == "i4" and kind != "levels" and codes.shape[1] % 32 == 0
+    is_float8 = table is not None and np.array_equal(table, E4M3_VALUES, equal_nan=True)
+    whole_blocks = group != 16 and scale not in SUPER_DTYPES
+    if dense == "bf16" and activations == "as_is" and whole_blocks and (four_bits or is_float8):
         activations = "bf16"
     fmt = WeightFormat(name, group, zero, scale, offset, kind, activations, ordered)
     if fmt.activations == "token" and fmt != WeightFormat("i8", 0, 128, "f32", activations="token"):

@@ -16,20 +16,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, TypeGuard
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from galley.errors import ModelError
 from galley.kernels.quantized import QuantizedWeight
+from galley.kernels.weight_format import E4M3_VALUES
 from galley.quant.registry import read_weight
 from galley.quant.scales import ScaleBlock
 from galley.quant.scheme import Tensors
 
 #: RawTensor's dtype of E4M3 numbers.
 E4M3: Final = "float8_e4m3fn"
-#: Of each code.
-E4M3_VALUES = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
 
 
 def e4m3_weight(numbers: NDArray[Any], scale: NDArray[Any], group: int) -> QuantizedWeight:

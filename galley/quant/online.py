@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.kernels.quantized import QuantizedWeight
-from galley.quant.fp8 import E4M3_VALUES
+from galley.kernels.weight_format import E4M3_VALUES
 
 Values = NDArray[np.float32]
 #: x / scale → (codes, levels) of the same shape.

@@ -2,6 +2,7 @@
 
 import pytest
 
+from galley.kernels import _native
 from galley.kernels.activations import activation_kind
 from galley.kernels.program import Kind
 from galley.kernels.weight_format import WeightFormat
@@ -28,3 +29,18 @@ def test_kind_by_format_and_flag(weight, auto, int8, int16):
     assert activation_kind(weight, "auto") == auto
     assert activation_kind(weight, "int8") == int8
     assert activation_kind(weight, "int16") == int16
+
+
+@pytest.mark.parametrize(
+    ("weight", "elsewhere"),
+    [
+        (WeightFormat("i4", 128, 8, activations="bf16"), Kind.q16),
+        (WeightFormat("i8", 128, table="floats", activations="bf16"), Kind.f32),
+    ],
+)
+def test_bfloat16_where_tiles_multiply_it(weight, elsewhere, monkeypatch):
+    monkeypatch.setattr(_native, "isa", lambda: "amx")
+    assert activation_kind(weight, "auto") == Kind.bf16
+    assert (activation_kind(weight, "int16") == Kind.bf16) == (weight.table == "floats")
+    monkeypatch.setattr(_native, "isa", lambda: "avx512")
+    assert activation_kind(weight, "auto") == elsewhere

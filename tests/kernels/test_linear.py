@@ -83,6 +83,8 @@ FORMATS: dict[str, Recipe | None] = {
     "E4M3": Recipe(8, 128, scale=np.float32, table=E4M3, activations="as_is"),
 }
 FLOATS = ("NF4", "NF4 nested", "E4M3")
+#: Whose rows may be bf16.
+FOUR_BITS = ("GPTQ 128", "AWQ 128", "W4A16 per output", "HQQ 4 bits")
 #: (N, K): the default model's, then odd ones.
 SHAPES = [(960, 576), (576, 1536), (64, 128), (33, 160), (1, 32), (31, 288), (70, 640)]
 ODD_K = [(40, 7), (5, 1), (37, 71), (64, 33)]
@@ -144,7 +146,7 @@ def weight_of(recipe: Recipe, n: int, k: int, rng: np.random.Generator) -> Quant
         weight,
         scale=rng.integers(0, 256, (n, groups), np.uint8),
         super_scale=rng.uniform(0.01, 0.05, run[-1] + 1).astype(np.float32)[run].reshape(n, groups),
-        scale_table=rng.standard_normal(256).astype(np.float32),
+        scale_table=np.random.default_rng(7).standard_normal(256).astype(np.float32),
         scale_base=np.full((n, 1), 0.03, np.float32),
     )
 
@@ -270,7 +272,7 @@ class TestPacking:
             else:
                 assert formats[name].name == ("t2" if recipe.trits else f"i{recipe.bits}")
                 assert formats[name].group == recipe.group
-                activations = "bf16" if name in FLOATS else recipe.activations
+                activations = "bf16" if name in FLOATS + FOUR_BITS else recipe.activations
                 assert formats[name].activations == activations
         scales = {name: fmt.scale for name, fmt in formats.items()}
         assert scales["Q4_0"] == "f16"
@@ -682,9 +684,8 @@ class TestTiles:
         [
             *(FORMATS[name] for name in FLOATS),
             Recipe(8, 0, scale=np.float32, table=E4M3),
-            Recipe(8, 64, table=np.random.default_rng(0).standard_normal(256).astype(np.float32)),
         ],
-        ids=[*FLOATS, "E4M3 per output", "bytes"],
+        ids=[*FLOATS, "E4M3 per output"],
     )
     def test_order_of_additions_of_floats(self, recipe):
         """Levels of bf16: sums of a group as of dense bf16, times its scale; in every row."""
@@ -701,6 +702,38 @@ class TestTiles:
             whole = linear(x, w)
             assert np.array_equal(whole, want), (n, k)
             for rows in (1, 5, 16, 17, 33):
+                assert np.array_equal(linear(x[:rows], w), whole[:rows])
+
+    @pytest.mark.parametrize("name", [*FOUR_BITS, "Q4_0", "Q4_1"])
+    def test_order_of_additions_of_four_bits(self, name):
+        """Integers as bf16: sums of a group, at most 256 values of it, times its scale, and of x
+        times its min; in every row.
+        """
+        for n, k in [(70, 640), (33, 160), (40, 2080)]:
+            w = pack(random_weight(name, n, k))
+            x = rows_of(BF16, random_rows(70, k))
+            x.data[3].view(np.uint16)[:40] = 1  # too small to be normal
+            codes, group = w.codes(), FORMATS[name].group or k
+            values, want = activation_rows.values(x.data, BF16, k), np.zeros((70, n), np.float32)
+            values[3, :40] = 0
+            zero = (
+                codes.zero
+                if isinstance(codes.zero, int)
+                else np.repeat(codes.zero, group, axis=1)[:, :k]
+            )
+            levels = codes.q.astype(np.float32) - zero
+            borders = sorted({*range(0, k, group), *range(0, k, 256), k})
+            for first, last in itertools.pairwise(borders):
+                g, part = first // group, slice(first, last)
+                sums = sums_of_tiles(values[:, part], levels[:, part]).astype(np.float64)
+                want = (want + sums * codes.scales()[:, g]).astype(np.float32)
+                if codes.mins() is not None:
+                    ones = np.ones((n, last - first), np.float32)
+                    of_x = sums_of_tiles(values[:, part], ones).astype(np.float64)
+                    want = (want + of_x * codes.mins()[:, g]).astype(np.float32)
+            whole = linear(x, w)
+            assert np.array_equal(whole, want), (n, k)
+            for rows in (1, 2, 3, 5, 8, 9, 16, 17, 33):
                 assert np.array_equal(linear(x[:rows], w), whole[:rows])
 
 
@@ -814,7 +847,7 @@ class TestBadArguments:
             ({"table": 1, "format": 5}, "codes of 4 bits"),
             ({"table": 1, "offset": 1}, "without offsets"),
             ({"table": 2, "offset": 2}, "a table has no zeros"),
-            ({"x_kind": BF16}, "x_kind 1 does not fit this weight"),
+            ({"x_kind": BF16, "group": 16}, "x_kind 1 does not fit this weight"),
             ({"x_kind": Q8_ROW}, "x_kind 3 does not fit this weight"),
             ({"table": 2}, "x_kind 2 does not fit this weight"),
             ({"x_kind": 5}, "x_kind must be 0 .. 4"),

@@ -124,8 +124,8 @@ def test_values_equal_the_definition(case, shape):
     assert np.array_equal(weight.to_float32(), want)
     packed = pack(weight)
     assert np.array_equal(packed.unpack(), want)
-    floats = packed.format.table == "floats"
-    assert packed.format.activations == ("bf16" if floats else "as_is")
+    rows_of_bf16 = packed.format.table == "floats" or packed.format.name == "i4"
+    assert packed.format.activations == ("bf16" if rows_of_bf16 else "as_is")
 
 
 @pytest.mark.parametrize("case", CASES)
