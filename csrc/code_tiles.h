@@ -16,29 +16,42 @@ constexpr int64_t kPieceBlocks = 8;  // of a panel, that become bf16 at a time: 
 
 // The parts of a piece of a panel: blocks [block, block + count).
 struct CodeParts {
+  // Of the weight:
+  int64_t span, of_scale, header_bytes, block_bytes;  // blocks of a header, and of a scale
+  bool has_zeros;
+  // Of the piece:
   int64_t block, count;
+  const uint8_t* codes[kPieceBlocks];
+  int parts, begin[kPieceBlocks + 1];  // of each part: its first block, from `block`
   alignas(64) float scales[kPieceBlocks][kPanel];
   alignas(64) float mins[kPieceBlocks][kPanel];
-  alignas(64) uint8_t zeros[kPieceBlocks][kHalves][64];  // of each column four times
-  int begin[kPieceBlocks + 1];                           // of each part: its first block, from `block`
-  int parts;
+  alignas(64) uint8_t zeros[kPieceBlocks][kHalves][64];  // of each column four times, if any
 
-  template <bool kMins> void read(const WeightLayout& w, const HeaderReader& reader, const uint8_t* panel) {
-    const int64_t of_scale = w.scale_blocks();
-    int64_t in_scale = block % of_scale;
+  explicit CodeParts(const WeightLayout& w)
+      : span(w.span_blocks()), of_scale(w.scale_blocks()), header_bytes(w.header_bytes()),
+        block_bytes(w.block_bytes()), has_zeros(w.offset == Offset::zeros) {}
+
+  template <bool kMins> void read(const HeaderReader& reader, const uint8_t* panel) {
+    int64_t in_span = block % span, entry = in_span / of_scale, in_scale = in_span % of_scale;
+    const uint8_t* header = panel + block / span * (header_bytes + span * block_bytes);
+    const uint8_t* at = header + header_bytes + in_span * block_bytes;
     parts = 0;
-    for (int i = 0; i < count; i++, in_scale++) {
-      if (in_scale == of_scale) in_scale = 0;
+    for (int i = 0; i < count; i++, in_span++, in_scale++, at += block_bytes) {
+      if (in_span == span) {
+        in_span = in_scale = entry = 0, header = at, at += header_bytes;
+      } else if (in_scale == of_scale) {
+        in_scale = 0, entry++;
+      }
+      codes[i] = at;
       if (i > 0 && in_scale > 0) continue;
-      const uint8_t* header = panel + w.header_at(block + i);
-      const int64_t entry = (block + i) % w.span_blocks() / of_scale;
+      if (in_span == 0) __builtin_prefetch(header + kAhead);
       for (int half = 0; half < kHalves; half++) {
         const ScaleAndMin affine = reader.scales<kMins>(header, entry, half);
         store(scales[parts] + half * kLanes, affine.scale);
         if (kMins) store(mins[parts] + half * kLanes, affine.min);
-        Int zero = all(w.zero);
-        if (w.offset == Offset::zeros) zero = reader.zeros(header, entry, half);
-        store(reinterpret_cast<int32_t*>(zeros[parts][half]), zero * all(0x01010101));
+        if (!has_zeros) continue;
+        const Int four = reader.zeros(header, entry, half) * all(0x01010101);
+        store(reinterpret_cast<int32_t*>(zeros[parts][half]), four);
       }
       begin[parts++] = i;
     }
@@ -50,28 +63,24 @@ struct CodeParts {
 struct CodeLevels {
   alignas(64) uint8_t lines[kPieceBlocks][kTileWords * kWordBytes];
   alignas(64) uint16_t table[32];
-  bool has_zeros;
 
   // With a zero for each scale the table has signed levels by their lowest five bits, else the levels of
   // codes, twice.
-  explicit CodeLevels(const LinearJob& job) : has_zeros(job.weight.offset == Offset::zeros) {
-    const bool is_table = job.weight.table == CodeTable::floats;
+  explicit CodeLevels(const LinearJob& job) {
+    const bool has_zeros = job.weight.offset == Offset::zeros, is_table = job.weight.table == CodeTable::floats;
     for (int i = 0; i < 32; i++) {
       const int level = has_zeros ? (i < 16 ? i : i - 32) : i % 16 - job.weight.zero;
       table[i] = bf16_from_float(is_table ? reinterpret_cast<const float*>(job.data)[i % 16]
                                           : static_cast<float>(level));
     }
   }
-  void expand(const WeightLayout& w, const uint8_t* panel, const CodeParts& p) {
-    const int64_t bytes = w.panel_bytes() / w.blocks();
+  void expand(const CodeParts& p) {
     for (int part = 0; part < p.parts; part++) {
       for (int i = p.begin[part]; i < p.begin[part + 1]; i++) {
-        const uint8_t* codes = panel + w.block_at(p.block + i);
-        for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(codes + kAhead + at);
-        if (has_zeros) {
-          expand_block<true>(codes, p.zeros[part], lines[i]);
+        if (p.has_zeros) {
+          expand_block<true>(p.codes[i], p.zeros[part], lines[i]);
         } else {
-          expand_block<false>(codes, p.zeros[part], lines[i]);
+          expand_block<false>(p.codes[i], p.zeros[part], lines[i]);
         }
       }
     }
@@ -84,6 +93,7 @@ struct CodeLevels {
     const __m512i nibble = _mm512_set1_epi8(15);
     _Pragma("GCC unroll 8") for (int line = 0; line < 4 * kHalves; line++, codes += 64) {
       __m512i low = _mm512_loadu_si512(codes), high = _mm512_srli_epi32(low, 4);
+      __builtin_prefetch(codes + kAhead);
       if (kZeros) {
         const __m512i zero = _mm512_load_si512(zeros[line % kHalves]);
         low = _mm512_sub_epi8(_mm512_and_si512(low, nibble), zero);
@@ -165,16 +175,15 @@ void code_tiles(const LinearJob& job, int64_t panel, int64_t count, int64_t row_
   const int64_t rows = row_end - row_begin, tile_rows = rows < R ? rows : R;
   // Tiles cannot be loaded from lines that are still being stored: a piece is expanded before the tiles
   // multiply with the one before it.
-  CodeParts parts[2];
+  CodeParts parts[2] = {CodeParts(w), CodeParts(w)};
   CodeLevels levels[2] = {CodeLevels(job), CodeLevels(job)};
   const auto expand = [&](int64_t number) {
     if (number == count * pieces) return;
-    const uint8_t* at = w.panel(job.data, panel + number / pieces);
     CodeParts& p = parts[number % 2];
     p.block = number % pieces * kPieceBlocks;
     p.count = blocks - p.block < kPieceBlocks ? blocks - p.block : kPieceBlocks;
-    p.read<kMins>(w, reader, at);
-    levels[number % 2].expand(w, at, p);
+    p.read<kMins>(reader, w.panel(job.data, panel + number / pieces));
+    levels[number % 2].expand(p);
   };
   // The last rows overlap with those before them where they do not fit.
   const auto first_row = [&](int64_t done) {
@@ -221,7 +230,9 @@ template <int R, bool kMins> struct FewRows {
     for (int half = 0; half < kHalves; half++) {
       Float even[R] = {}, odd[R] = {};
       _Pragma("GCC unroll 8") for (int step = 0; step < 8; step++) {
-        __m512i four = _mm512_loadu_si512(codes + (step % 4 * kHalves + half) * 64);
+        const uint8_t* line = codes + (step % 4 * kHalves + half) * 64;
+        if (step < 4) __builtin_prefetch(line + kAhead);
+        __m512i four = _mm512_loadu_si512(line);
         if (step >= 4) four = _mm512_srli_epi32(four, 4);
         if (kZeros) {
           four = _mm512_sub_epi8(_mm512_and_si512(four, nibble), _mm512_load_si512(zeros[half]));
@@ -255,26 +266,24 @@ template <int R, bool kMins>
 void few_code_rows(const LinearJob& job, int64_t panel, int64_t count, int64_t row) {
   const WeightLayout& w = job.weight;
   const HeaderReader reader(w, job.data);
-  const int64_t blocks = w.blocks(), bytes = w.panel_bytes() / blocks;
+  const int64_t blocks = w.blocks();
   const CodeLevels levels(job);
   alignas(64) float y[R * kPanel], pair[R * kPanel];
-  CodeParts parts;
+  CodeParts parts(w);
   for (int64_t p = panel; p < panel + count; p++) {
     const uint8_t* at = w.panel(job.data, p);
     Float sums[R][kHalves] = {};
     for (parts.block = 0; parts.block < blocks; parts.block += kPieceBlocks) {
       parts.count = blocks - parts.block < kPieceBlocks ? blocks - parts.block : kPieceBlocks;
-      parts.read<kMins>(w, reader, at);
+      parts.read<kMins>(reader, at);
       for (int part = 0; part < parts.parts; part++) {
         FewRows<R, kMins> rows;
         for (int64_t i = parts.begin[part]; i < parts.begin[part + 1]; i++) {
-          const uint8_t* codes = at + w.block_at(parts.block + i);
           const uint8_t* x = job.x + row * job.x_bytes + (parts.block + i) * kTileBytes;
-          for (int64_t ahead = 0; ahead < bytes; ahead += 64) __builtin_prefetch(codes + kAhead + ahead);
-          if (levels.has_zeros) {
-            rows.template add<true>(levels, codes, parts.zeros[part], x, job.x_bytes);
+          if (parts.has_zeros) {
+            rows.template add<true>(levels, parts.codes[i], parts.zeros[part], x, job.x_bytes);
           } else {
-            rows.template add<false>(levels, codes, parts.zeros[part], x, job.x_bytes);
+            rows.template add<false>(levels, parts.codes[i], parts.zeros[part], x, job.x_bytes);
           }
         }
         for (int half = 0; half < kHalves; half++) {
