@@ -50,8 +50,7 @@ struct CodeParts {
         store(scales[parts] + half * kLanes, affine.scale);
         if (kMins) store(mins[parts] + half * kLanes, affine.min);
         if (!has_zeros) continue;
-        const Int four = reader.zeros(header, entry, half) * all(0x01010101);
-        store(reinterpret_cast<int32_t*>(zeros[parts][half]), four);
+        store(reinterpret_cast<int32_t*>(zeros[parts][half]), four_times(reader.zeros(header, entry, half)));
       }
       begin[parts++] = i;
     }

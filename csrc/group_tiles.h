@@ -10,7 +10,7 @@
 #pragma once
 #include "linear_codes.h"
 #include "linear_epilogue.h"
-#include "tiles.h"
+#include "tile_blocks.h"
 
 namespace galley {
 namespace GALLEY_VARIANT {
@@ -46,7 +46,7 @@ void expand_part(const LinearJob& job, const HeaderReader& reader, const uint8_t
   if (kMins) store(piece.mins[i * kSubs + sub] + half * kLanes, affine.min);
   Int zeros = all(w.table == CodeTable::levels ? 128 : w.zero);
   if (w.offset == Offset::zeros) zeros = reader.zeros(header, entry, half);
-  zeros = zeros * all(0x01010101);
+  zeros = four_times(zeros);
   uint8_t* lines = piece.levels[i] + half * 64;
   for (int j = sub * 8 / kSubs; j < (sub + 1) * 8 / kSubs; j++) {
     uint8_t* line = lines + j * kHalves * 64;

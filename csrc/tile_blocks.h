@@ -28,6 +28,12 @@ class FlushToZero {
   unsigned before_;
 };
 
+// Each lane's byte four times.
+GALLEY_INLINE Int four_times(const Int& byte) {
+  const Int two = byte | shift_left<8>(byte);
+  return two | shift_left<16>(two);
+}
+
 // 32 values of a row of bf16 for products without tiles: pairs of even k (2 and 0 of each four), and of odd
 // ones (3 and 1). Of a pair the higher half is added first.
 class ParityPairs {
