@@ -1,7 +1,7 @@
 // E4M3 on rows of bf16, by AMX tiles; included by linear_amx.h.
 //
-// Levels are exact in bf16. Of each span, the values of one scale, products are
-// summed in the order of linear_amx.h; then y = fma(sum, scale, y).
+// Levels are exact in bf16. Of each span, the values of one scale, products are summed in the order of
+// linear_amx.h; then y = fma(sum, scale, y).
 #pragma once
 #include "linear_epilogue.h"
 #include "linear_spans.h"
@@ -9,8 +9,6 @@
 
 namespace galley {
 namespace GALLEY_VARIANT {
-
-constexpr int64_t kLevelBlocks = 8;  // of a panel, that become bf16 at a time: 16 KB
 
 // A block of codes as bf16 [16 words][32 columns][2].
 inline void expand_float8(const uint8_t* codes, uint8_t* to) {
@@ -75,19 +73,19 @@ void add_byte_piece(const BytePiece& p, const TileBlocks& blocks, int64_t row, f
 }
 
 inline void byte_tiles(const LinearJob& job, int64_t panel, int64_t count, int64_t row_begin,
-                         int64_t row_end) {
+                       int64_t row_end) {
   const WeightLayout& w = job.weight;
-  const HeaderReader reader(w, job.data);
+  const HeaderReader reader(w);
   const TileBlocks blocks(row_begin, row_end);
-  alignas(64) uint8_t piece[kLevelBlocks * kTileWords * kWordBytes];
+  alignas(64) uint8_t piece[kPieceBlocks * kTileWords * kWordBytes];
   alignas(64) float y[kChunkRows * kPanel], sums[kChunkRows * kPanel], pair[kChunkRows * kPanel];
   const int64_t block_bytes = w.block_bytes(), sums_of_block = blocks.size * kPanel;
   configure_tiles(blocks.upper, blocks.lower);
   for (int64_t p = panel; p < panel + count; p++) {
     const uint8_t* at = w.panel(job.data, p);
     memset(y, 0, blocks.count * sums_of_block * 4);
-    for (int64_t block = 0; block < w.blocks(); block += kLevelBlocks) {
-      const int64_t left = w.blocks() - block, in_piece = left < kLevelBlocks ? left : kLevelBlocks;
+    for (int64_t block = 0; block < w.blocks(); block += kPieceBlocks) {
+      const int64_t left = w.blocks() - block, in_piece = left < kPieceBlocks ? left : kPieceBlocks;
       for (int64_t i = 0; i < in_piece; i++) {
         const uint8_t* codes = at + w.block_at(block + i);
         for (int64_t b = 0; b < block_bytes; b += 64) __builtin_prefetch(codes + kAhead + b);
@@ -103,7 +101,7 @@ inline void byte_tiles(const LinearJob& job, int64_t panel, int64_t count, int64
         } else {
           add_byte_piece<false>(of, blocks, row, y_of, sums_of);
         }
-        if (left > kLevelBlocks) continue;
+        if (left > kPieceBlocks) continue;
         finish(job, p, done, static_cast<int>(row + blocks.size - done), y_of + (done - row) * kPanel,
                pair + (done - row_begin) * kPanel);
         done = row + blocks.size;
@@ -129,7 +127,7 @@ GALLEY_INLINE Int float8_words(const __m512i& codes, const __m512i& special) {
 // the same order without tiles.
 inline void lone_byte_row(const LinearJob& job, int64_t panel, int64_t count, int64_t row) {
   const WeightLayout& w = job.weight;
-  const HeaderReader reader(w, job.data);
+  const HeaderReader reader(w);
   const int64_t span = w.scale_blocks(), block_bytes = w.block_bytes();
   alignas(64) uint16_t values[32] = {};
   for (int i = 0; i < 8; i++) values[i] = bf16_from_float(reinterpret_cast<const float*>(job.data)[i]);

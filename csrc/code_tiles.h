@@ -12,8 +12,6 @@
 namespace galley {
 namespace GALLEY_VARIANT {
 
-constexpr int64_t kPieceBlocks = 8;  // of a panel, that become bf16 at a time: 16 KB
-
 // The parts of a piece of a panel: blocks [block, block + count).
 struct CodeParts {
   // Of the weight:

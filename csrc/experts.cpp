@@ -255,11 +255,11 @@ std::vector<LinearJob> expert_jobs(const Args& a, const char* name, int64_t coun
   for (LinearJob& job : jobs) {
     job.weight = weight_layout(
         WeightNumbers{row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8]});
-    if (job.weight.n != n || job.weight.k != k || !job.weight.accepts(x_kind)) {
-      throw std::invalid_argument(std::string(name) + ": an expert's weight does not fit");
-    }
     job.data = reinterpret_cast<const uint8_t*>(static_cast<uintptr_t>(row[0]));
     job.float8 = is_float8(job.weight, job.data);
+    if (job.weight.n != n || job.weight.k != k || !job.weight.accepts(x_kind, job.float8)) {
+      throw std::invalid_argument(std::string(name) + ": an expert's weight does not fit");
+    }
     job.x_kind = x_kind;
     job.x_bytes = activation_bytes(x_kind, k);
     job.bias = biases ? biases + (&job - jobs.data()) * n : nullptr;

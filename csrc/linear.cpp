@@ -94,11 +94,8 @@ class Linear : public Op {
 
   void check(int64_t stride) const {
     const LinearJob& j = job_;
-    if (!j.weight.accepts(j.x_kind)) {
+    if (!j.weight.accepts(j.x_kind, j.float8)) {
       bad("x_kind " + std::to_string(static_cast<int>(j.x_kind)) + " does not fit this weight");
-    }
-    if (j.x_kind == Kind::bf16 && j.weight.in_spans() && j.weight.format == Format::i8 && !j.float8) {
-      bad("rows of bf16 need levels of E4M3");
     }
     if (j.out_kind == Kind::q8_row) bad("out_kind q8_row needs whole rows: use quantize");
     if (j.accumulate && j.out_kind != Kind::f32) bad("accumulate needs out_kind f32");

@@ -266,11 +266,11 @@ struct WeightLayout {
     return format == Format::i4 && table != CodeTable::levels && group != 16 && !two_level() &&
            k % kGroup == 0;
   }
-  // Whether activations of this kind can be multiplied with the weight.
-  bool accepts(Kind x) const {
+  // Whether activations of this kind can be multiplied with the weight; float8: its table is that of E4M3.
+  bool accepts(Kind x, bool float8) const {
     if (!quantised()) return x == (format == Format::f32 ? Kind::f32 : Kind::bf16);
     if (x == Kind::q8_row) return per_output();
-    if (x == Kind::bf16) return (four_bits() || (in_spans() && format == Format::i8)) && isa() == Isa::amx;
+    if (x == Kind::bf16) return (four_bits() || (float8 && in_spans())) && isa() == Isa::amx;
     return x == Kind::f32 || (in_groups(x) && table != CodeTable::floats);
   }
 };

@@ -8,6 +8,7 @@ namespace GALLEY_VARIANT {
 
 constexpr int64_t kAhead = 4096;  // bytes that a lone block of rows prefetches ahead
 constexpr int64_t kWordBytes = kHalves * 64;  // of a panel, for one word of K
+constexpr int64_t kPieceBlocks = 8;  // of a panel, that become bf16 at a time: 16 KB
 
 struct Bf16Product {
   template <Tile c, Tile a, Tile b> static GALLEY_INLINE void add() { add_bf16<c, a, b>(); }

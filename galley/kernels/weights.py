@@ -150,7 +150,8 @@ def pack(
         other tables                                float32 levels
 
     Args:
-        dense: number format of dense weights, and of what is multiplied with tables of floats.
+        dense: number format of dense weights, and of the rows that codes which prescribe no
+            integers are multiplied with, where there is a kernel for it.
         memory: for the packed weight; None = memory of its own.
 
     Raises:
