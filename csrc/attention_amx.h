@@ -22,20 +22,28 @@ GALLEY_INLINE void configure_rows(int rows) {
   config.load();
 }
 
+// Each load of a tile prefetches as many lines of what is read next as it reads: bursts hold loads up.
+template <int kLines> GALLEY_INLINE void prefetch_lines(const uint8_t* at) {
+  for (int i = 0; i < kLines; i++) __builtin_prefetch(at + i * 64, 0, 2);
+}
+
 // Scores of all pages; those past the sequence's end are masked later.
 GALLEY_INLINE void score_pages(RowBlock& b, bool ahead) {
   const int64_t words = b.shape->words, q_bytes = 4 * words, steps = words / kTileWords;
   const uint8_t* q = reinterpret_cast<const uint8_t*>(b.tile->q + b.first * words);
-  const uint8_t* const* pages = b.tile->pages;
+  const uint8_t *const *pages = b.tile->pages, *const *next = b.tile->ahead;
   zero_tile<c00>(), zero_tile<c01>(), zero_tile<c10>(), zero_tile<c11>();
   int64_t at = 0;  // in bytes of 16 tokens
   for (int64_t i = 0; i < steps; i++, q += kTileBytes, at += kTileWords * 64) {
     load_tile<a0>(q, q_bytes);
     load_tile<b0>(pages[0] + at, 64), add_bf16<c00, a0, b0>();
+    if (ahead) prefetch_lines<kTileWords>(next[0] + at);
     load_tile<b0>(pages[1] + at, 64), add_bf16<c01, a0, b0>();
+    if (ahead) prefetch_lines<kTileWords>(next[1] + at);
     load_tile<b0>(pages[2] + at, 64), add_bf16<c10, a0, b0>();
+    if (ahead) prefetch_lines<kTileWords>(next[2] + at);
     load_tile<b0>(pages[3] + at, 64), add_bf16<c11, a0, b0>();
-    if (ahead) prefetch_share(*b.shape, *b.tile, i, steps);
+    if (ahead) prefetch_lines<kTileWords>(next[3] + at);
   }
   if (words % kTileWords) {
     load_tile<a1>(q, q_bytes);
@@ -74,8 +82,9 @@ GALLEY_INLINE void shrink_values(RowBlock& b) {
 // o = o + p V for kCount times sixteen dimensions from `dim` on.
 template <int kCount>
 GALLEY_INLINE void add_values(RowBlock& b, int64_t dim, const uint8_t* const* values,
-                              const int64_t* strides, int pages) {
-  const int64_t bytes = 4 * b.shape->state_size();
+                              const int64_t* strides, int pages, bool ahead) {
+  constexpr int64_t kLines = kPairs * 64;  // of a tile
+  const int64_t bytes = 4 * b.shape->state_size(), next = b.shape->half_bytes + dim / kLanes * kLines;
   float* o = b.state(0) + 32 + dim;
   load_tile<c00>(o, bytes);
   if (kCount > 1) load_tile<c01>(o + 16, bytes), load_tile<c10>(o + 32, bytes);
@@ -83,18 +92,23 @@ GALLEY_INLINE void add_values(RowBlock& b, int64_t dim, const uint8_t* const* va
   for (int page = 0; page < pages; page++) {
     const uint8_t* v = values[page] + 4 * dim;
     load_tile<a1>(b.p[0] + page * kPairs, kTileTokens * 4);
+    const uint8_t* to = ahead ? b.tile->ahead[page] + next : nullptr;
     load_tile<b1>(v, strides[page]), add_bf16<c00, a1, b1>();
+    if (ahead) prefetch_lines<kPairs>(to);
     if (kCount == 1) continue;
     load_tile<b1>(v + 64, strides[page]), add_bf16<c01, a1, b1>();
+    if (ahead) prefetch_lines<kPairs>(to + kLines);
     load_tile<b1>(v + 128, strides[page]), add_bf16<c10, a1, b1>();
+    if (ahead) prefetch_lines<kPairs>(to + 2 * kLines);
     load_tile<b1>(v + 192, strides[page]), add_bf16<c11, a1, b1>();
+    if (ahead) prefetch_lines<kPairs>(to + 3 * kLines);
   }
   store_tile<c00>(o, bytes);
   if (kCount > 1) store_tile<c01>(o + 16, bytes), store_tile<c10>(o + 32, bytes);
   if (kCount > 1) store_tile<c11>(o + 48, bytes);
 }
 
-GALLEY_INLINE void attend_values(RowBlock& b) {
+GALLEY_INLINE void attend_values(RowBlock& b, bool ahead) {
   const int64_t dims = b.shape->head_dim;
   const int pages = static_cast<int>((b.tokens + kPageTokens - 1) / kPageTokens);
   alignas(64) uint8_t copy[kPairs * 4 * kMostDims];
@@ -109,8 +123,8 @@ GALLEY_INLINE void attend_values(RowBlock& b) {
   }
   shrink_values(b);
   int64_t d = 0;
-  for (; d + 4 * kLanes <= dims; d += 4 * kLanes) add_values<4>(b, d, values, strides, pages);
-  for (; d < dims; d += kLanes) add_values<1>(b, d, values, strides, pages);
+  for (; d + 4 * kLanes <= dims; d += 4 * kLanes) add_values<4>(b, d, values, strides, pages, ahead);
+  for (; d < dims; d += kLanes) add_values<1>(b, d, values, strides, pages, ahead);
 }
 
 void attend_tile(const AttentionShape& shape, const AttentionTile& tile) {
@@ -126,9 +140,10 @@ void attend_tile(const AttentionShape& shape, const AttentionTile& tile) {
     const int64_t before = row ? b.rows : 0;
     row += b.take(row);
     if (b.rows != before) configure_rows(static_cast<int>(b.rows));
-    score_pages(b, tile.ahead[0] && b.first == 0);
+    const bool ahead = tile.ahead[0] && b.first == 0;
+    score_pages(b, ahead);
     weigh_rows<2>(b);
-    attend_values(b);
+    attend_values(b, ahead && tile.values[0] == tile.pages[0] + shape.half_bytes);
   }
   release_tiles();
 }
