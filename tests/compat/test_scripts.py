@@ -377,12 +377,20 @@ def test_every_name_of_every_module_resolves() -> None:
         assert name in vllm._names.MISSING or hasattr(vllm, name), name
 
 
-def test_the_command_is_galleys() -> None:
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("cli.main", ["serve", "--help=port"]),
+        ("openai.api_server", ["--help=served-model-name"]),
+        ("openai.run_batch", ["--help=fail-on-error"]),
+    ],
+)
+def test_the_command_is_galleys(module: str, words: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", "--help=port"],
+        [sys.executable, "-m", f"vllm.entrypoints.{module}", *words],
         cwd=ROOT / "compat",
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0
-    assert "--port" in done.stdout
+    assert done.returncode == 0, done.stderr
+    assert words[-1].partition("=")[2] in done.stdout

@@ -1,0 +1,1 @@
+"""A package of vLLM's, run by Galley."""
