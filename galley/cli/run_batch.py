@@ -48,7 +48,7 @@ AHEAD = 4
 TRIES = 3
 _PR_SET_PDEATHSIG = 1
 #: Flags of `galley serve` on how it is reached and protected: a batch's server is private, and with
-#: --enable-metrics open at --url.
+#: --enable-metrics open at --host.
 OF_SERVERS = (
     *("host", "uds", "api_key", "root_path", "shutdown_timeout", "ui", "ui_public"),
     *("allow_credentials", "allowed_origins", "allowed_methods", "allowed_headers"),
@@ -71,13 +71,15 @@ class BatchFlags:
     output_tmp_dir: str | None = None
     """Folder in which a file for a URL is written first."""
     enable_metrics: bool = False
-    """Serve /metrics, and the rest of the API, at --url and --port while the batch runs."""
-    url: str = "0.0.0.0"
+    """Serve /metrics, and the rest of the API, at --host and --port while the batch runs."""
+    host: str | None = None
     """Address that --enable-metrics listens on; its port is --port."""
+    url: str = "0.0.0.0"
+    """Older name of --host."""
     resume: bool = False
     """Keep the answers that the output file has, and go on after them."""
     fail_on_error: bool = False
-    """Exit with 1 if a request failed."""
+    """Exit with 1 if a request failed. A line without `custom_id` always does that."""
 
     def __post_init__(self) -> None:
         for name in ("input_file", "output_file"):
@@ -113,16 +115,22 @@ class Line(NamedTuple):
 
 @dataclass
 class UsageCounter:
-    """Counts of answered requests, and a sentence for each of the first failures."""
+    """Counts of answered requests, and a sentence for each of the first failures.
+
+    Attributes:
+        nameless: lines without a custom_id: their answers belong to no request.
+    """
 
     done: int = 0
     failed: int = 0
+    nameless: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
     failures: list[str] = field(default_factory=list)
 
     def add(self, source: Line, line: dict[str, Any]) -> None:
         self.done += 1
+        self.nameless += line["custom_id"] is None
         if line["error"] is not None:
             self.failed += 1
             if self.failed <= MOST_SHOWN:
@@ -189,7 +197,7 @@ def main(argv: list[str]) -> int:
     if code == 0:
         target.deliver()
         print_summary(counter, target)
-    return code or int(flags.fail_on_error and counter.failed > 0)
+    return code or int(counter.nameless > 0 or (flags.fail_on_error and counter.failed > 0))
 
 
 def print_summary(counter: UsageCounter, target: Target) -> None:
@@ -323,7 +331,7 @@ def listening(server: ServerConfig, flags: BatchFlags, path: str) -> tuple[Serve
     """The server's configuration and where it will listen."""
     quiet = replace(server, disable_uvicorn_access_log=True, uvicorn_log_level="warning")
     if flags.enable_metrics:
-        return replace(quiet, host=flags.url), Address(None, quiet.port)
+        return replace(quiet, host=flags.host or flags.url), Address(None, quiet.port)
     return replace(quiet, uds=path), Address(path)
 
 
