@@ -77,17 +77,19 @@ class Pausing:
         ended = set(handles)
         self._queue_held(lambda r: r.client_index == client_index and r.handle in ended)
 
-    def abort_all(self, request_ids: list[str] | None = None) -> None:
+    def abort_all(self, request_ids: list[str] | None = None) -> int:
         """Abort every request of every client, or those with these ids; their readers get a last
-        output with "abort".
+        output with "abort". Returns the number of sequences.
         """
 
         def matches(request: Request) -> bool:
             return request_ids is None or belongs(request, request_ids)
 
         self._queue_held(matches)
-        for request in filter(matches, self._scheduler.unfinished):
+        ended = [request for request in self._scheduler.unfinished if matches(request)]
+        for request in ended:
             self._scheduler.abort([request.handle], request.client_index)
+        return len(ended)
 
     # ------------------------------------------------------------------ pauses
 

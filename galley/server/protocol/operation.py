@@ -72,10 +72,17 @@ class AbortRequests(msgspec.Struct, kw_only=True):
 
 
 class ServerInfo(msgspec.Struct):
-    """The configuration as a text or an object, and the variables that were read."""
+    """The configuration as a text or an object, the variables that were read, and the machine."""
 
     vllm_config: str | dict[str, Any]
     vllm_env: dict[str, str]
+    system_env: dict[str, str]
+
+
+class CacheReset(msgspec.Struct):
+    """Whether the prefix cache is empty now."""
+
+    success: bool
 
 
 class WorldSize(msgspec.Struct):
@@ -88,6 +95,13 @@ class PauseStatus(msgspec.Struct):
     """The state of the engines."""
 
     status: Literal["paused", "resumed", "kv_cache_released"]
+
+
+class AbortStatus(msgspec.Struct):
+    """The number of names, or without names of the sequences that were ended."""
+
+    aborted: int
+    status: Literal["aborted"] = "aborted"
 
 
 class SleepStatus(msgspec.Struct):

@@ -6,17 +6,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 from dataclasses import asdict
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from galley import __version__
 from galley.errors import InvalidRequest, Unsupported
 from galley.server.context import Context
 from galley.server.errors import json_response
 from galley.server.protocol.base import ErrorResponse
 from galley.server.protocol.operation import (
+    CacheReset,
     CollectiveRpc,
     ResetPrefixCacheQuery,
     RpcResults,
@@ -69,7 +72,7 @@ def _information(router: Router, ctx: Context) -> None:
             for name, value in sorted(os.environ.items())
             if name.startswith(_PREFIXES)
         }
-        return json_response(to_json(ServerInfo(configs, variables)))
+        return json_response(to_json(ServerInfo(configs, variables, _system())))
 
     @router.get("/get_world_size", response=WorldSize)
     async def get_world_size(raw: Request) -> Response:
@@ -110,16 +113,31 @@ def _check(request: CollectiveRpc) -> None:
         raise InvalidRequest(f"arguments of {request.method}: {names}.", field="args")
 
 
+def _system() -> dict[str, str]:
+    """The machine and the interpreter, by vLLM's names."""
+    return {
+        "os": f"{platform.system()} {platform.release()}",
+        "libc_version": "-".join(platform.libc_ver()),
+        "python_version": platform.python_version(),
+        "python_platform": platform.platform(),
+        "cpu_info": f"{platform.machine()}, {os.cpu_count()} cores",
+        "vllm_version": __version__,
+    }
+
+
 def _caches(router: Router, ctx: Context) -> None:
     @router.post(
-        "/reset_prefix_cache", query=ResetPrefixCacheQuery, errors={**COMMAND_ERRORS, 409: None}
+        "/reset_prefix_cache",
+        query=ResetPrefixCacheQuery,
+        response=CacheReset,
+        errors=COMMAND_ERRORS,
     )
     async def reset_prefix_cache(raw: Request, query: ResetPrefixCacheQuery) -> Response:
-        """Clear the prefix cache; 409 while blocks are in use (unless requests are reset)."""
+        """Clear the prefix cache; not while blocks are in use (unless requests are reset)."""
         if query.reset_external:
             raise Unsupported("there is no KV connector.", field="reset_external")
         done = await ctx.engine.call("reset_prefix_cache", query.reset_running_requests)
-        return Response(status_code=200 if all(done) else 409)
+        return json_response(to_json(CacheReset(all(done))))
 
     @router.post("/reset_mm_cache", errors={503: ErrorResponse})
     @router.post("/reset_encoder_cache", errors={503: ErrorResponse})

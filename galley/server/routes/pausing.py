@@ -14,6 +14,7 @@ from galley.observability.sleep_metrics import Operation
 from galley.server.context import Context
 from galley.server.errors import json_response
 from galley.server.protocol.operation import (
+    AbortStatus,
     IsPaused,
     IsSleeping,
     Mode,
@@ -61,12 +62,18 @@ def _pauses(router: Router, ctx: Context) -> None:
         paused = any(await ctx.engine.call("is_paused"))
         return json_response(to_json(IsPaused(paused)))
 
-    @router.post("/abort_requests", abort_reader, errors={**BODY_ERRORS, **QUERY_ERRORS})
+    @router.post(
+        "/abort_requests",
+        abort_reader,
+        response=AbortStatus,
+        errors={**BODY_ERRORS, **QUERY_ERRORS},
+    )
     async def abort_requests(raw: Request) -> Response:
         """Abort requests, all or by their ids; their readers get the output so far."""
         request = await ctx.read(raw, abort_reader)
-        await ctx.engine.call("abort_all", request.request_ids)
-        return Response(status_code=200)
+        names = request.request_ids or None
+        ended = sum(await ctx.engine.call("abort_all", names))
+        return json_response(to_json(AbortStatus(len(names) if names else ended)))
 
 
 def _sleep(router: Router, ctx: Context) -> None:
