@@ -104,7 +104,7 @@ class ServerConfig:
     """Report in responses to chats and completions (`metrics`; in a stream, next to its usage) the
     queue time, the time to first token and the time between tokens."""
     enable_force_include_usage: bool = False
-    """Send usage at the end of every stream, even if not requested."""
+    """Send usage in every event of a stream and at its end, even if not requested."""
     enable_tokenizer_info_endpoint: bool = False
     """Serve /tokenizer_info: special tokens and the chat template, which may be confidential."""
     enable_scale_out: bool = False

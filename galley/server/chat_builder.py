@@ -63,7 +63,7 @@ class ChatResponseBuilder:
         parsers: of the choices' texts by number; None: the text is the content.
         prompt_text: the rendered prompt, where the request asks for it.
         as_ids: write `token_id:N` for token texts in logprobs.
-        force_usage: a stream reports usage without being asked.
+        force_usage: every event of a stream reports usage without being asked.
     """
 
     def __init__(
@@ -90,9 +90,10 @@ class ChatResponseBuilder:
         self._prompt_text = prompt_text
         self._as_ids = as_ids
         self._usage_at_end = request.include_usage or force_usage
+        self._continuous_usage = request.continuous_usage or force_usage
         self._begun = False
         self._plain = parsers is None and not (
-            request.logprobs or request.return_token_ids or request.continuous_usage
+            request.logprobs or request.return_token_ids or self._continuous_usage
         )
         self._prefix = head.chunk_prefix("chat.completion.chunk")
         self._n = request.n or 1
@@ -183,8 +184,9 @@ class ChatResponseBuilder:
 
     def encode(self, index: int, output: RequestOutput) -> bytes:
         """Events for what is new in `output` (one prompt: `index` is 0)."""
-        self._usage.add(index, output)
+        self._usage.add_prompt(index, output)
         events = [] if self._begun else self._begin(output)
+        self._usage.add(index, output)
         plain = self._plain
         for choice in output.outputs:
             if choice.finish_reason is None and plain:
@@ -251,7 +253,7 @@ class ChatResponseBuilder:
         return self._event(fields, {})
 
     def _event(self, choice: dict[str, Any], extra: dict[str, Any]) -> bytes:
-        if self._request.continuous_usage:
+        if self._continuous_usage:
             extra = {**extra, "usage": self._usage.usage()}
         after = b"," + to_json(extra)[1:] if extra else b"}"
         return self._prefix + to_json(choice) + b"]" + after + b"\n\n"

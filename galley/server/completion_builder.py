@@ -36,7 +36,7 @@ class CompletionResponseBuilder:
     Args:
         text_of: the text of a token id, and of a prompt given as token ids.
         as_ids: write `token_id:N` for token texts in logprobs.
-        force_usage: a stream reports usage without being asked.
+        force_usage: every event of a stream reports usage without being asked.
         offset: characters of each answer before the part that is built.
     """
 
@@ -57,6 +57,7 @@ class CompletionResponseBuilder:
         self._text_of = text_of
         self._as_ids = as_ids
         self._usage_at_end = request.include_usage or force_usage
+        self._continuous_usage = request.continuous_usage or force_usage
         self._n = request.n or 1
         #: Only the prompt is returned, not the one token that was generated to process it.
         self._echo_only = bool(request.echo) and request.max_tokens == 0
@@ -65,7 +66,7 @@ class CompletionResponseBuilder:
             request.echo
             or request.logprobs is not None
             or request.return_token_ids
-            or request.continuous_usage
+            or self._continuous_usage
         )
         self._begun: set[int] = set()
         self._offset = offset
@@ -192,6 +193,6 @@ class CompletionResponseBuilder:
         if self._request.return_seed and choice.finish_reason is not None:
             fields["seed"] = choice.seed
         event = self._prefix + to_json(fields) + b"]"
-        if self._request.continuous_usage:
+        if self._continuous_usage:
             event += b',"usage":' + to_json(self._usage.usage())
         return event + b"}\n\n"

@@ -81,11 +81,15 @@ class UsageCounter:
         self._prompts = dict(enumerate(counts))
         self._cached = dict.fromkeys(self._prompts, 0)
 
-    def add(self, index: int, output: RequestOutput) -> None:
-        """Count `output` of prompt `index`, which is a delta or the only output."""
+    def add_prompt(self, index: int, output: RequestOutput) -> None:
+        """Count the prompt `index`, which `output` has, once."""
         if index not in self._prompts:
             self._prompts[index] = len(output.prompt_token_ids)
             self._cached[index] = output.num_cached_tokens or 0
+
+    def add(self, index: int, output: RequestOutput) -> None:
+        """Count `output` of prompt `index`, which is a delta or the only output."""
+        self.add_prompt(index, output)
         if self._count_generated:
             for choice in output.outputs:
                 self._generated += len(choice.token_ids)

@@ -66,7 +66,10 @@ class TokenResponseBuilder:
             if choice.token_ids or choice.finish_reason is not None:
                 ids = None if self._begun else self._prompt(output)
                 self._begun = True
-                events.append(self._event({"choices": [self._choice(choice)]}, ids))
+                fields: dict[str, Any] = {"choices": [self._choice(choice)]}
+                if self._request.continuous_usage:
+                    fields["usage"] = self._usage.usage()
+                events.append(self._event(fields, ids))
         return b"".join(events)
 
     def around_text(self, index: int) -> None:

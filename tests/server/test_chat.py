@@ -92,6 +92,7 @@ def test_continuous_usage_grows_with_every_chunk(served: Served) -> None:
     found = events(served, {"messages": HI, "stream_options": options})
     counts = [event["usage"]["completion_tokens"] for event in found]
     assert counts == sorted(counts)
+    assert counts[0] == 0, "the role comes before the first token"
     assert counts[-1] == counts[-2] == len(tokenizer().encode(REPLY, False)) + 1
     assert {e["usage"]["prompt_tokens"] for e in found} == {found[-1]["usage"]["prompt_tokens"]}
 
@@ -122,7 +123,7 @@ def test_the_sampled_token_joins_the_top_list(served: Served) -> None:
     for entry in choice.logprobs.content:
         assert len(entry.top_logprobs) == 2
         assert entry.top_logprobs[1].token == entry.token
-    [choice] = chat(served, logprobs=True, top_logprobs=3).choices
+    [choice] = chat(served, logprobs="true", top_logprobs=3).choices
     for entry in choice.logprobs.content:
         assert len(entry.top_logprobs) == 3
         assert entry.top_logprobs[1].token == entry.token
@@ -358,7 +359,9 @@ def test_cached_tokens_are_reported_with_the_flag() -> None:
 
 def test_usage_can_be_forced() -> None:
     with serve(ServerConfig(enable_force_include_usage=True)) as served:
-        assert events(served, {"messages": HI})[-1]["usage"]["completion_tokens"] > 1
+        found = events(served, {"messages": HI})
+        assert all(event["usage"] for event in found)
+        assert found[-1]["usage"]["completion_tokens"] > 1
 
 
 def test_the_answers_role_can_be_set() -> None:

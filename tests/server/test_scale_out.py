@@ -148,8 +148,10 @@ def test_a_stream_of_tokens_is_a_stream_of_text(engine: Server, front: Server, m
     ask = {"messages": MESSAGES, **PLAIN, **more}
     whole = post(engine, "/v1/chat/completions", **ask)
     rendered = post(front, "/v1/chat/completions/render", **ask)
-    options = {"stream_options": {"include_usage": True}, "stream_interval": 3}
+    reports = {"include_usage": True, "continuous_usage_stats": True}
+    options = {"stream_options": reports, "stream_interval": 3}
     parts = events(engine, "/inference/v1/generate", {**rendered, **options})
+    assert all(part["usage"]["completion_tokens"] for part in parts)
     path = "/v1/chat/completions/derender"
     chunks = derendered(
         front, path, parts, prompt_token_ids=rendered["token_ids"], chat_request=ask

@@ -164,8 +164,12 @@ def _with_key(message: str, field: str, body: bytes) -> str:
     return message if wrong is None else f"{field}: the key {wrong[:100]!r} is no whole number."
 
 
-#: Bounds in msgspec's sentences → their names in vLLM's errors, which programs look for.
-_BOUNDS = {" >= ": "greater_than_equal", " <= ": "less_than_equal"}
+#: Parts of msgspec's sentences → types of vLLM's errors, which programs look for.
+_ERROR_TYPES = {
+    " >= ": "greater_than_equal",
+    " <= ": "less_than_equal",
+    "enum value": "literal_error",
+}
 #: Python's types in msgspec's sentences → JSON's.
 _JSON_TYPES = {"bool": "boolean", "float": "number", "int": "integer", "str": "string"}
 
@@ -184,7 +188,7 @@ def explain(message: str) -> tuple[str, str | None]:
         field = f"{missing[2] or ''}.{missing[1]}".lstrip(".")
         return f"{field}: Field required.", re.split(r"[.\[]", field)[0]
     what, path = locate(message)
-    what += "".join(f" ({name})" for sign, name in _BOUNDS.items() if sign in what)
+    what += "".join(f" ({name})" for part, name in _ERROR_TYPES.items() if part in what)
     if path is None:
         return f"The request body must be a JSON object: {message}.", None
     field = path.replace("[...]", "")
@@ -196,6 +200,11 @@ class StreamOptions(msgspec.Struct):
 
     include_usage: bool | None = False
     continuous_usage_stats: bool | None = False
+
+    @property
+    def continuous(self) -> bool:
+        """Whether every event reports usage."""
+        return bool(self.include_usage and self.continuous_usage_stats)
 
 
 class PerRequestMetrics(msgspec.Struct):

@@ -24,10 +24,12 @@ Messages = Annotated[list[Turn], msgspec.Meta(min_length=1)]
 
 
 class ChatFields(GenerationFields, kw_only=True):
-    """Fields of requests for one answer and for a batch of answers."""
+    """Fields of requests for one answer and for a batch of answers. Programs written for vLLM also
+    send `logprobs` as a text.
+    """
 
     max_completion_tokens: Positive | None = None
-    logprobs: bool | None = False
+    logprobs: bool | Literal["true", "false"] | None = False
     top_logprobs: CountOrAll | None = 0
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
         None
@@ -45,6 +47,10 @@ class ChatFields(GenerationFields, kw_only=True):
     include_reasoning: bool = True
     thinking_token_budget: Count | None = None
     kv_transfer_params: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.logprobs, str):
+            self.logprobs = self.logprobs == "true"
 
 
 class ChatCompletionRequest(ChatFields, kw_only=True):

@@ -159,9 +159,7 @@ class GenerationFields(StructuredFields, kw_only=True):
 
     @property
     def continuous_usage(self) -> bool:
-        return self.include_usage and bool(
-            self.stream_options and self.stream_options.continuous_usage_stats
-        )
+        return self.stream_options is not None and self.stream_options.continuous
 
 
 class Caps(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ import msgspec
 
 from galley.errors import InvalidRequest, Unsupported
 from galley.request import (
+    STEERING_FIELDS,
     RequestOutputKind,
     SamplingParams,
     TokenMarker,
@@ -32,8 +33,6 @@ from galley.server.protocol.generation import Count, GenerationFields, Structure
 
 #: Fields of `SamplingParams` that stay in a process.
 _INTERNAL = ("output_kind", "flat_logprobs", "detokenize", "logits_processors")
-#: Fields of vLLM's that only steer its own processes.
-_STEERING = ("skip_clone", "output_text_buffer_length")
 #: Most bytes of the steps of a marker.
 MAX_STEPS = 1 << 20
 
@@ -72,6 +71,10 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
+    @property
+    def continuous_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.continuous
+
     def fields(self) -> GenerationFields:
         """The attributes of a request that the submission of a prompt reads."""
         given = self.sampling_params.get("structured_outputs")
@@ -93,7 +96,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
         given = {
             name: value
             for name, value in self.sampling_params.items()
-            if name not in (*_INTERNAL, *_STEERING) and name[:1] != "_"
+            if name not in (*_INTERNAL, *STEERING_FIELDS) and name[:1] != "_"
         }
         if self.sampling_params.get("logits_processors"):
             raise Unsupported(

@@ -372,7 +372,7 @@ async def _chat_builder(
         chat_request,
         n=len(response.choices),
         kv_transfer_params=response.kv_transfer_params,
-        **_asked(response, chat_request.logprobs, "top_logprobs", {"logprobs": True}),
+        **_asked(response, bool(chat_request.logprobs), "top_logprobs", {"logprobs": True}),
     )
     answer = ChatResponseBuilder(
         _header(ctx, response, model),
