@@ -88,6 +88,7 @@ class Conversation(msgspec.Struct, kw_only=True):
             thinks = self.thinking.type == "enabled"
             kwargs = {"enable_thinking": thinks, "thinking": thinks}
         if self.output_config is not None and self.output_config.effort is not None:
+            kwargs.setdefault("enable_thinking", True)
             kwargs["reasoning_effort"] = self.output_config.effort
         return {**kwargs, **(self.chat_template_kwargs or {})}
 

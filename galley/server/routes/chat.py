@@ -234,6 +234,5 @@ def _template_kwargs(request: ChatFields) -> dict[str, Any]:
     kwargs: dict[str, Any] = {}
     if request.reasoning_effort is not None:
         kwargs["reasoning_effort"] = request.reasoning_effort
-        if request.reasoning_effort == "none":
-            kwargs["enable_thinking"] = False
+        kwargs["enable_thinking"] = request.reasoning_effort != "none"
     return {**kwargs, **(request.chat_template_kwargs or {})}

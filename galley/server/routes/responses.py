@@ -262,8 +262,7 @@ class ResponsesHandler:
         kwargs = dict(request.chat_template_kwargs or {})
         if request.reasoning and request.reasoning.effort:
             kwargs.setdefault("reasoning_effort", request.reasoning.effort)
-            if request.reasoning.effort == "none":
-                kwargs.setdefault("enable_thinking", False)
+            kwargs.setdefault("enable_thinking", request.reasoning.effort != "none")
         if request.instructions:
             messages = [{"role": "system", "content": request.instructions}, *messages]
         return await render(
