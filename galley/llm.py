@@ -165,7 +165,7 @@ class LLM(UnsupportedMethods):
         sampling_params: Params | None = None,
         use_tqdm: bool = True,
         lora_request: LoRAs = None,
-        priority: Sequence[int] | None = None,
+        priority: int | Sequence[int] | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Complete prompts; returns one output per prompt, in order.
@@ -175,7 +175,7 @@ class LLM(UnsupportedMethods):
             sampling_params: one for all, or one each. Default: `get_default_sampling_params()`.
             use_tqdm: show a progress bar.
             lora_request: adapter of all prompts, or of each (None = the model alone).
-            priority: one number each; smaller runs first (--scheduling-policy priority).
+            priority: one for all, or one each; smaller runs first (--scheduling-policy priority).
             tokenization_kwargs: `add_special_tokens`, `truncate_prompt_tokens`.
 
         Raises:
@@ -193,7 +193,7 @@ class LLM(UnsupportedMethods):
         prompts: Prompts,
         sampling_params: Params | None = None,
         lora_request: LoRAs = None,
-        priority: Sequence[int] | None = None,
+        priority: int | Sequence[int] | None = None,
         use_tqdm: bool = True,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[str]:
@@ -212,9 +212,9 @@ class LLM(UnsupportedMethods):
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: Params | None = None,
-        lora_request: LoRAs = None,
-        priority: Sequence[int] | None = None,
         use_tqdm: bool = True,
+        lora_request: LoRAs = None,
+        priority: int | Sequence[int] | None = None,
         **options: Any,
     ) -> list[str]:
         """Enqueue conversations for `wait_for_completion`; returns their ids.
@@ -242,7 +242,7 @@ class LLM(UnsupportedMethods):
         sampling_params: Params | None = None,
         use_tqdm: bool = True,
         lora_request: LoRAs = None,
-        priority: Sequence[int] | None = None,
+        priority: int | Sequence[int] | None = None,
         chat_template: str | None = None,
         chat_template_content_format: ContentFormat = "auto",
         add_generation_prompt: bool = True,
@@ -281,7 +281,7 @@ class LLM(UnsupportedMethods):
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: Params | None,
-        priority: Sequence[int] | None,
+        priority: int | Sequence[int] | None,
         lora_request: LoRAs = None,
         *,
         chat_template_content_format: ContentFormat = "auto",
@@ -391,14 +391,16 @@ class LLM(UnsupportedMethods):
         self,
         prompts: Sequence[Prompt],
         params: Sequence[SamplingParams],
-        priority: Sequence[int] | None,
+        priority: int | Sequence[int] | None,
         add_special_tokens: bool,
         lora_request: LoRAs = None,
     ) -> list[RequestState]:
         """Submit prompts to the engine: all, or none if one is invalid."""
         self._require("generate")
         adapters = self._adapters_of(lora_request, len(prompts))
-        if priority is not None and len(priority) != len(prompts):
+        if priority is None or isinstance(priority, int):
+            priority = [priority or 0] * len(prompts)
+        if len(priority) != len(prompts):
             raise InvalidRequest(
                 f"{len(prompts)} prompts but {len(priority)} priorities.", field="priority"
             )
@@ -406,8 +408,8 @@ class LLM(UnsupportedMethods):
         try:
             for i, prompt in enumerate(prompts):
                 final = msgspec.structs.replace(params[i], output_kind=RequestOutputKind.FINAL_ONLY)
-                rank = 0 if priority is None else priority[i]
-                states.append(self._add(prompt, final, rank, add_special_tokens, adapters[i]))
+                state = self._add(prompt, final, priority[i], add_special_tokens, adapters[i])
+                states.append(state)
         except BaseException:
             self._cancel(states)
             raise
