@@ -25,13 +25,13 @@ UNSUPPORTED_SAMPLING_FIELDS = (
     "watermarking",
     "prompt_logprob_token_ids",
     "prompt_logprob_start",
-    "skip_clone",
-    "output_text_buffer_length",
     "skip_reading_prefix_cache",
     "thinking_token_budget",
     "routed_experts_prompt_start",
     "trace_decode_token_ids",
 )
+#: Fields of vLLM's that only steer its own processes: accepted without effect.
+STEERING_FIELDS = ("skip_clone", "output_text_buffer_length")
 MAX_LOGPROBS = 20
 #: Most entries of `SamplingParams.logprob_token_ids`.
 MAX_LOGPROB_TOKEN_IDS = 128
@@ -106,6 +106,8 @@ class _NamesFaults(msgspec.StructMeta):
 
 def refuse_field(name: str, value: Any, struct: str, known: tuple[str, ...]) -> None:
     """Return if `value` is the same as the default; raise Unsupported or InvalidRequest."""
+    if name in STEERING_FIELDS:
+        return
     if name in UNSUPPORTED_SAMPLING_FIELDS:
         if value is None or (isinstance(value, int) and value == 0):
             return
@@ -267,9 +269,12 @@ class StructuredOutputsParams(
         """Raise `InvalidRequest` naming the field at fault."""
         given = [name for name in CONSTRAINTS if getattr(self, name) is not None]
         if len(given) != 1:
-            found = f"got {' and '.join(given)}" if given else "got none"
             raise InvalidRequest(
-                f"structured_outputs takes exactly one of {', '.join(CONSTRAINTS)}; {found}.",
+                "You can only use one kind of constraints for structured outputs, got "
+                f"{' and '.join(given)}."
+                if given
+                else "You must use one kind of structured outputs constraint but none are "
+                f"specified: one of {', '.join(CONSTRAINTS)}.",
                 field="structured_outputs",
             )
         for name, value in (
@@ -443,6 +448,8 @@ class SamplingParams(
             raise InvalidRequest("stop must not contain an empty string.", field="stop")
         if self.stop and not self.detokenize:
             raise InvalidRequest("stop strings need detokenize=True.", field="stop")
+        if not all(-1e30 <= bias <= 1e30 for bias in (self.logit_bias or {}).values()):
+            raise InvalidRequest("logit_bias must be in [-1e30, 1e30].", field="logit_bias")
         if self.bad_words is not None and any(not s for s in self.bad_words):
             raise InvalidRequest("bad_words must not contain an empty string.", field="bad_words")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:

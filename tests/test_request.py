@@ -13,7 +13,7 @@ import pytest
 from galley import CompletionOutput, RequestOutput, SamplingParams
 from galley.errors import InvalidRequest, Unsupported
 from galley.outputs import RequestMetrics
-from galley.request import UNSUPPORTED_SAMPLING_FIELDS
+from galley.request import STEERING_FIELDS, UNSUPPORTED_SAMPLING_FIELDS
 
 VLLM_FIELDS = json.loads((Path(__file__).parent / "data/vllm_sampling_params.json").read_text())
 
@@ -25,13 +25,16 @@ def test_every_field_of_vllms_acts_or_is_refused_by_name(name: str) -> None:
         assert getattr(SamplingParams(), name) == default
         return
     SamplingParams(**{name: default})
+    if name in STEERING_FIELDS:
+        SamplingParams(**{name: 1})
+        return
     with pytest.raises(Unsupported, match=name) as caught:
         SamplingParams(**{name: {"some": "thing"}})
     assert caught.value.field == name
 
 
 def test_no_field_is_refused_that_vllm_does_not_have() -> None:
-    assert set(UNSUPPORTED_SAMPLING_FIELDS) <= set(VLLM_FIELDS)
+    assert {*UNSUPPORTED_SAMPLING_FIELDS, *STEERING_FIELDS} <= set(VLLM_FIELDS)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +49,7 @@ def test_no_field_is_refused_that_vllm_does_not_have() -> None:
         ({"logit_bias": {"word": 1.0}}, "logit_bias", "expected `int`"),
         ({"ignore_eos": 1}, "ignore_eos", "expected `bool`"),
         ({"temperature": float("nan")}, "temperature", "finite"),
+        ({"logit_bias": {5: float("nan")}}, "logit_bias", "in [-1e30"),
         ({"top_p": 2}, "top_p", "in"),
         ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "at most max_tokens=8"),
         ({"stop": [""]}, "stop", "empty"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from galley.request import STEERING_FIELDS
+
 WORKS, NOTHING, REFUSED, NOT_YET = "works", "no effect", "refused", "not yet"
 Verdict = tuple[str, str]
 
@@ -201,6 +203,7 @@ def python(name: str, works: bool) -> str:
         ("ray|world_size|collective|apply_model", _PARALLEL),
         ("profile", "profiling"),
         ("mm_cache", _MEDIA),
+        ("ModelRegistry", "models are programs of native kernels, not torch modules"),
     ):
         if re.search(pattern, name):
             return reason
@@ -208,8 +211,14 @@ def python(name: str, works: bool) -> str:
 
 
 def sampling(name: str) -> Verdict:
+    if name in STEERING_FIELDS:
+        return NOTHING, "it steers vLLM's own processes"
     for pattern, reason in (
         ("structured", "structured output"),
+        ("watermark", "watermarking"),
+        ("thinking", "a field of chat requests"),
+        ("routed_experts", "routed experts are not returned"),
+        ("trace_decode", "replay of recorded tokens"),
         ("prompt_logprob_", "refused by vLLM's runner for CPUs too; prompt_logprobs is there"),
         ("skip_reading_prefix_cache|extra_args", "reserved for plugins and poolers"),
     ):

@@ -119,8 +119,7 @@ class PoolingSettings:
         task = params.task or self.task or self.tasks[0]
         if task not in self.tasks:
             raise InvalidRequest(
-                f"this model does not support the task {task}; it supports "
-                f"{', '.join(self.tasks)}.",
+                f"Unsupported task: {task!r}. Supported tasks: {', '.join(self.tasks)}.",
                 field="task",
             )
         if params.dimensions is not None:

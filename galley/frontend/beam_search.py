@@ -47,6 +47,12 @@ class BeamSearchParams(msgspec.Struct, kw_only=True):
                 raise InvalidRequest(
                     f"{name} must be at least 1, got {getattr(self, name)}.", field=name
                 )
+        # Beyond these the power of a length overflows.
+        if not -50 <= self.length_penalty <= 50:
+            raise InvalidRequest(
+                f"length_penalty must be in [-50, 50], got {self.length_penalty}.",
+                field="length_penalty",
+            )
 
 
 @dataclass(slots=True)

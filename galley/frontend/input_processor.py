@@ -170,7 +170,7 @@ class InputProcessor:
             text = parsed["text"] if add_special_tokens and parsed["token_ids"] is None else None
             ids = self._truncated(ids, keep, truncation_side, text)
         if not ids:
-            raise InvalidRequest("The prompt cannot be empty.", field="prompt")
+            raise InvalidRequest("The decoder prompt cannot be empty.", field="prompt")
         if isinstance(params, PoolingParams):
             max_total = self._checked_length(len(ids))
         else:
@@ -319,8 +319,8 @@ class InputProcessor:
             return max(room, 1)
         if keep > length:
             raise InvalidRequest(
-                f"truncate_prompt_tokens={keep} cannot be greater than the model's maximum "
-                f"context length of {length} tokens.",
+                f"truncate_prompt_tokens={keep} cannot be greater than max_model_len={length}. "
+                "Please request a smaller truncation size.",
                 field="truncate_prompt_tokens",
             )
         return keep
@@ -331,7 +331,7 @@ class InputProcessor:
         if num_prompt > length:
             raise InvalidRequest(
                 f"This model's maximum context length is {length} tokens, but the prompt has "
-                f"{num_prompt} tokens. Please shorten it.",
+                f"{num_prompt} tokens. Please reduce the length of the input prompt.",
                 field="prompt",
             )
         return num_prompt
@@ -345,13 +345,14 @@ class InputProcessor:
         if room < 1:
             raise InvalidRequest(
                 f"This model's maximum context length is {length} tokens, but the prompt has "
-                f"{num_prompt} tokens, which leaves no room for an answer. Please shorten it.",
+                f"{num_prompt} tokens, which leaves no room for an answer. Please reduce the "
+                "length of the input prompt.",
                 field="prompt",
             )
         if max_tokens is not None and max_tokens > length and not clip:
             raise InvalidRequest(
-                f"max_tokens={max_tokens} is above the model's maximum context length of {length} "
-                "tokens. Please lower it.",
+                f"max_tokens={max_tokens} cannot be greater than max_model_len={length}. Please "
+                "request fewer output tokens.",
                 field="max_tokens",
             )
         num_output = room if max_tokens is None else min(max_tokens, room)

@@ -53,8 +53,8 @@ def check_pairs(first: Sequence[str], second: Sequence[str], fields: tuple[str, 
     """Raise InvalidRequest unless there is one first text, or one for each second."""
     if len(first) not in (1, len(second)):
         raise InvalidRequest(
-            f"{fields[0]} must be one text, or as many as {fields[1]}: got {len(first)} and "
-            f"{len(second)}.",
+            f"Input lengths must be either 1:1, 1:N or N:N: {fields[0]} has {len(first)}, "
+            f"{fields[1]} {len(second)}.",
             field=fields[0],
         )
 

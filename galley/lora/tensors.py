@@ -217,7 +217,9 @@ def _check(
         what = "DoRA" if given.magnitude is not None else "biases"
         raise ModelError(f"{name}: {what} of {module} is not supported")
     if given.rank > max_rank:
-        raise ModelError(f"{name}: {module} has rank {given.rank}, --max-lora-rank is {max_rank}")
+        raise ModelError(
+            f"{name}: {module}: LoRA rank {given.rank} is greater than max_lora_rank {max_rank}"
+        )
     # Rows of the whole tensor that the parts belong to.
     outputs = tensors.site.columns if tensors.site.lookup else parts[0].shape[0]
     wanted = (given.rank, tensors.site.k), (outputs, given.rank)

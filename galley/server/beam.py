@@ -80,8 +80,8 @@ async def search(
     length = limits.max_model_len
     if max_tokens is not None and max_tokens > length:
         raise InvalidRequest(
-            f"max_tokens={max_tokens} is above the model's maximum context length of {length} "
-            "tokens. Please lower it.",
+            f"max_tokens={max_tokens} cannot be greater than max_model_len={length}. Please "
+            "request fewer output tokens.",
             field="max_tokens",
         )
     room = max(length - len(ids), 1)

@@ -171,7 +171,7 @@ def _check_length(ctx: Context, text: str) -> None:
     if least > length:
         raise InvalidRequest(
             f"This model's maximum context length is {length} tokens, but the prompt has at "
-            f"least {least} tokens. Please shorten it.",
+            f"least {least} tokens. Please reduce the length of the input prompt.",
             field="prompt",
         )
 

@@ -203,7 +203,7 @@ WIDE = np.ones((8, 72), np.float32)
         ({f"{Q}.lora_a": np.ones((8, 72), np.int32)}, {}, "format int32 is not supported"),
         ({"blk.9.attn_v.weight.lora_a": WIDE}, {}, "has lora_a alone"),
         ({"blk.0.attn_q.bias": np.ones(72, np.float32)}, {}, "not of a LoRA adapter"),
-        ({"token_embd.weight.lora_a": WIDE}, {}, r"embed_tokens has rank 72"),
+        ({"token_embd.weight.lora_a": WIDE}, {}, r"embed_tokens: LoRA rank 72"),
         ({f"{Q}.lora_b": np.ones((2, 72, 8), np.float32)}, {}, r"and lora_b \[2, 72, 8\]"),
         ({}, {"invocation": [1, 2]}, "activated LoRA"),
     ],

@@ -97,7 +97,7 @@ def test_labels_equal_transformers_in_any_company(model) -> None:
     raw = torch.tensor(got[0].outputs.data)
     want = raw.sigmoid() if raw.shape[-1] == 1 else raw.softmax(-1)
     np.testing.assert_allclose(active.outputs.data, want, atol=1e-6)
-    with pytest.raises(InvalidRequest, match="does not support the task embed"):
+    with pytest.raises(InvalidRequest, match="Unsupported task: 'embed'"):
         client.pool(PROMPTS[:1], PoolingParams(task="embed"))
 
 

@@ -225,7 +225,7 @@ def test_broken_adapters_are_refused_and_change_nothing(
     cut = save_adapter(tmp_path / "cut", random_adapter(shapes, uniform(4), 1), 4)
     (cut / WEIGHTS).write_bytes((cut / WEIGHTS).read_bytes()[:999])
     for name, path, status, message in (
-        ("b", wide, 400, "--max-lora-rank is 16"),
+        ("b", wide, 400, "LoRA rank 32 is greater than max_lora_rank 16"),
         ("b", cut, 400, "truncated"),
         ("b", wide / WEIGHTS, 400, "not a GGUF file"),
         ("b", tmp_path / "absent", 404, "No adapter found"),

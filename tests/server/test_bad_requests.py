@@ -153,6 +153,7 @@ BAD_COMPLETION: list[tuple[str, dict[str, Any]]] = [
     ("logit_bias", {"logit_bias": {str(10**6): 1}}),
     ("logit_bias", {"logit_bias": {str(i): 1 for i in range(1025)}}),
     ("logit_bias", {"logit_bias": [5]}),
+    ("length_penalty", {"use_beam_search": True, "length_penalty": 1e5}),
     ("allowed_token_ids", {"allowed_token_ids": []}),
     ("allowed_token_ids", {"allowed_token_ids": [10**6]}),
     ("allowed_token_ids", {"allowed_token_ids": [-1]}),

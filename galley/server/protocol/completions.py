@@ -78,8 +78,10 @@ def check_completion(request: CompletionRequest, caps: Caps) -> list[str | list[
                 field="logprob_token_ids",
             )
     if request.prompt_embeds is None:
-        if request.prompt is None:
-            raise InvalidRequest("prompt: Field required.", field="prompt")
+        if not request.prompt:
+            raise InvalidRequest(
+                "Either prompt or prompt_embeds must be provided and non-empty.", field="prompt"
+            )
         return _prompts(request.prompt, caps)
     for name in ("echo", "suffix", "use_beam_search"):
         if getattr(request, name):
@@ -104,8 +106,6 @@ def embeds_of(request: CompletionRequest, caps: Caps) -> list[str]:
 def _prompts(prompt: Any, caps: Caps) -> list[str | list[int]]:
     if isinstance(prompt, str):
         return [prompt]
-    if not prompt:
-        raise InvalidRequest("The prompt cannot be empty.", field="prompt")
     kinds = {type(item) for item in prompt}
     if kinds == {int}:
         return [prompt]
