@@ -110,8 +110,7 @@ class SpeculativeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         """Tokens that must, and may, match."""
         if self.method == "suffix":
             return 2, self.suffix_decoding_max_tree_depth
-        low, high = self.prompt_lookup_min, self.prompt_lookup_max
-        low = (2 if high is None else min(2, high)) if low is None else low
+        low, high = self.prompt_lookup_min or 1, self.prompt_lookup_max
         return low, max(16, low) if high is None else high
 
 

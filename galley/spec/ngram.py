@@ -12,7 +12,7 @@ from galley.spec.lookup import Lookup
 from galley.spec.proposer import Target
 
 #: Occurrences that are compared.
-_CANDIDATES = 16
+_CANDIDATES = 32
 
 
 def ngram(settings: SpeculativeSettings, num_slots: int) -> Lookup:
