@@ -32,6 +32,8 @@ UNSUPPORTED_SAMPLING_FIELDS = (
 )
 #: Fields of vLLM's that only steer its own processes: accepted without effect.
 STEERING_FIELDS = ("skip_clone", "output_text_buffer_length")
+#: Fields of earlier versions of vLLM, and what they are called now.
+_RENAMED = {"guided_decoding": "structured_outputs"}
 MAX_LOGPROBS = 20
 #: Most entries of `SamplingParams.logprob_token_ids`.
 MAX_LOGPROB_TOKEN_IDS = 128
@@ -112,7 +114,7 @@ def refuse_field(name: str, value: Any, struct: str, known: tuple[str, ...]) -> 
         if value is None or (isinstance(value, int) and value == 0):
             return
         raise Unsupported(f"{name} is not supported yet.", field=name)
-    near = difflib.get_close_matches(name, known, 1)
+    near = difflib.get_close_matches(_RENAMED.get(name, name), known, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise InvalidRequest(f"{struct} has no field {name}.{hint}", field=name)
 

@@ -42,6 +42,7 @@ def test_no_field_is_refused_that_vllm_does_not_have() -> None:
     [
         ({"temprature": 1.0}, "temprature", "Did you mean temperature?"),
         ({"xyzzy": 1}, "xyzzy", "no field xyzzy"),
+        ({"guided_decoding": {}}, "guided_decoding", "Did you mean structured_outputs?"),
         ({"n": "two"}, "n", "expected `int`, got `str`"),
         ({"max_tokens": 5.5}, "max_tokens", "expected `int"),
         ({"stop": 5}, "stop", "list"),

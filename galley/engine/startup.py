@@ -106,14 +106,14 @@ def log_start(
     )
     fits = kv_capacity(config, executor)
     log.info(
-        "KV cache: %s tokens (%s blocks of %d), up to %.2f GiB, %.1f sequences of the longest "
-        "length of %s tokens.",
+        "KV cache: %s tokens (%s blocks of %d), up to %.2f GiB. Maximum concurrency for %s tokens "
+        "per request: %.1fx",
         f"{fits.tokens:,}",
         f"{executor.num_blocks - 1:,}",
         config.cache.block_size,
         memory["kv_cache"] / GIB,
-        fits.sequences,
         f"{executor.max_model_len:,}",
+        fits.sequences,
     )
     left = memory["available"] - memory["weights"] - memory["activations"] - memory["adapters"]
     if config.cache.kv_cache_memory_bytes is not None and memory["kv_cache"] > left:

@@ -88,7 +88,7 @@ def test_the_log_summarises_the_start(log: pytest.LogCaptureFixture) -> None:
     log_start(config, model_info, executor, 1.23)
     assert [r.getMessage() for r in log.records] == [
         "Loaded tiny (LlamaForCausalLM, bfloat16) in 1.2 s: weights 5 MiB.",
-        "KV cache: 3,200 tokens (100 blocks of 32), up to 3.00 GiB, 2.0 sequences of the longest "
-        "length of 1,600 tokens.",
+        "KV cache: 3,200 tokens (100 blocks of 32), up to 3.00 GiB. Maximum concurrency for 1,600 "
+        "tokens per request: 2.0x",
         "A step takes up to 2,048 tokens of 128 sequences, on 2 threads.",
     ]

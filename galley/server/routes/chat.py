@@ -194,7 +194,8 @@ async def start_chat(
     except InvalidRequest as error:
         if error.field != "logprobs":
             raise
-        raise InvalidRequest(error.message, field="top_logprobs") from None  # a chat's name of it
+        # A chat's name of it.
+        raise InvalidRequest(f"top_{error.message}", field="top_logprobs") from None
 
 
 async def chat_params(
