@@ -202,7 +202,7 @@ class Attention final : public Op {
   decltype(&generic::convert_codes) convert_codes_ = GALLEY_PICK(convert_codes);
   decltype(&generic::values_of_keys) values_of_keys_ = GALLEY_PICK(values_of_keys);
   decltype(&generic::attend_tile) attend_tile_ = GALLEY_PICK_TILES(attend_tile);
-  void (*attend_whole_)(const AttentionShape&, const WholeAttention&) = nullptr;
+  void (*attend_whole_)(const AttentionShape&, WholeAttention) = nullptr;
   void (*attend_latents_)(const AttentionShape&, const LatentAttention&) = nullptr;
   decltype(&generic::merge_states) merge_states_ = GALLEY_PICK(merge_states);
   decltype(&generic::finish_states) finish_states_ = GALLEY_PICK(finish_states);
@@ -291,27 +291,24 @@ void Attention::attend_group(const Step& step, const AttentionGroup& g) const {
   uint8_t* out = out_ + g.token * row_bytes;
   const uint8_t* keys[kWholeTokens / kPage];
   WholeAttention job;
+  job.q = q_ + g.token * q_row_bytes_ + first * dim * 2;
   job.q_bytes = q_row_bytes_;
   job.rows = g.queries;
+  job.heads = count, job.group = geometry_.group;
   job.tokens = known_tokens(step, g.row);
   job.pages = (job.tokens + kPage - 1) / kPage;
   job.keys = keys;
+  job.head_bytes = kv_.head_bytes();
   for (int64_t i = 0; i < job.pages; i++) {
-    keys[i] = kv_.page(step.slots[g.row], i * kPage) + g.head * kv_.head_bytes();
+    keys[i] = kv_.page(step.slots[g.row], i * kPage) + g.head * job.head_bytes;
   }
   // Rows of other kinds are made of those of f32.
   const bool direct = out_kind_ == Kind::f32 || out_kind_ == Kind::bf16;
   float* rows = direct ? nullptr : thread_scratch(g.queries * count * dim);
   job.out_is_f32 = out_kind_ != Kind::bf16;
   job.out_bytes = direct ? row_bytes : count * dim * 4;
-  for (int64_t h = 0; h < count; h++) {
-    job.q = q_ + g.token * q_row_bytes_ + (first + h) * dim * 2;
-    const int64_t column = (direct ? first + h : h) * dim * (job.out_is_f32 ? 4 : 2);
-    job.out = (direct ? out : reinterpret_cast<uint8_t*>(rows)) + column;
-    attend_whole_(shape_, job);
-    if ((h + 1) % geometry_.group) continue;
-    for (int64_t i = 0; i < job.pages; i++) keys[i] += kv_.head_bytes();
-  }
+  job.out = direct ? out + first * dim * (job.out_is_f32 ? 4 : 2) : reinterpret_cast<uint8_t*>(rows);
+  attend_whole_(shape_, job);
   for (int64_t q = 0; !direct && q < g.queries; q++) {
     store_columns_(rows + q * count * dim, first * dim, count * dim, width, out_kind_,
                    out + q * row_bytes);

@@ -71,15 +71,17 @@ struct AttentionTile {
   float* state;          // [rows][state_size]
 };
 
-// Some queries of one head, each of which attends to all tokens of a sequence.
+// Some queries of some heads, each of which attends to all tokens of a sequence.
 struct WholeAttention {
-  const uint8_t* q;  // rows of bf16
+  const uint8_t* q;  // rows of bf16, the heads side by side
   int64_t q_bytes;   // from row to row
   int64_t rows;
+  int64_t heads, group;  // query heads, of which `group` share K and V
   int64_t tokens;
   int64_t pages;               // that hold them
-  const uint8_t* const* keys;  // the head's K in each page
-  uint8_t* out;                // rows of f32 or bf16
+  const uint8_t** keys;        // K of the first head in each page; changed
+  int64_t head_bytes;          // from K to K of the next KV head
+  uint8_t* out;                // rows of f32 or bf16, the heads side by side
   int64_t out_bytes;
   bool out_is_f32;
 };
@@ -123,6 +125,6 @@ GALLEY_TILE_VARIANT(
     // Of bf16, without biases by distance, a soft cap or a window; words are a multiple of 16, head_dim of 32.
     void attend_latents(const AttentionShape& shape, const LatentAttention& job);
     // Of bf16, without biases by distance, a soft cap or sinks; head_dim is a multiple of 16.
-    void attend_whole(const AttentionShape& shape, const WholeAttention& job);)
+    void attend_whole(const AttentionShape& shape, WholeAttention job);)
 
 }  // namespace galley

@@ -1,4 +1,4 @@
-// attend_whole by AMX tiles: sixteen queries of one head over all tokens of a short sequence.
+// attend_whole by AMX tiles: sixteen queries of a head over all tokens of a short sequence.
 //
 // All scores of a query are known before its first weight, so its sum and its result are made once,
 // without the running maximum of attend_tile. Scores are products of 32 dimensions as they lie in
@@ -141,10 +141,10 @@ GALLEY_INLINE void store_result(const WholeAttention& job, int64_t row, int64_t 
   store_bf16(reinterpret_cast<uint16_t*>(out) + column, x);
 }
 
-void attend_whole(const AttentionShape& shape, const WholeAttention& job) {
-  WholeWork work;
+// The first head of a job. `configured`: rows that the tiles have, 0 = none.
+GALLEY_INLINE void attend_head(const AttentionShape& shape, const WholeAttention& job, int& configured,
+                               WholeWork& work) {
   copy_last_values(shape, job, work.values);
-  int configured = 0;
   for (int64_t first = 0; first < job.rows; first += kTileRows) {
     const int rows = static_cast<int>(job.rows - first < kTileRows ? job.rows - first : kTileRows);
     if (rows != configured) configure_queries(rows);
@@ -165,6 +165,18 @@ void attend_whole(const AttentionShape& shape, const WholeAttention& job) {
         store_result(job, first + r, dim + kLanes, high * inverse);
       }
     }
+  }
+}
+
+void attend_whole(const AttentionShape& shape, WholeAttention job) {
+  WholeWork work;
+  int configured = 0;
+  for (int64_t head = 1; head <= job.heads; head++) {
+    attend_head(shape, job, configured, work);
+    job.q += 4 * shape.words;
+    job.out += shape.head_dim * (job.out_is_f32 ? 4 : 2);
+    if (head % job.group) continue;
+    for (int64_t page = 0; page < job.pages; page++) job.keys[page] += job.head_bytes;
   }
   release_tiles();
 }

@@ -99,10 +99,44 @@ inline void store_results(const LinearJob& job, int64_t panel, int64_t row, int 
   store_rows(y, rows, width, reinterpret_cast<float*>(out) + column, job.out_bytes / 4);
 }
 
+// f(y + bias) of rows of a whole panel as f32 or bf16. `bias`: of the panel, or null.
+template <class F>
+GALLEY_INLINE void store_panel(const LinearJob& job, const float* bias, const float* y, int rows,
+                               uint8_t* out, const F& f) {
+  const Float low = bias ? load(bias) : zero(), high = bias ? load(bias + kLanes) : zero();
+  for (int r = 0; r < rows; r++, y += kPanel, out += job.out_bytes) {
+    Float a = load(y), b = load(y + kLanes);
+    if (bias) a = a + low, b = b + high;
+    a = f(a), b = f(b);
+    if (job.out_kind == Kind::bf16) {
+      store_bf16(reinterpret_cast<uint16_t*>(out), a, b);
+      continue;
+    }
+    float* to = reinterpret_cast<float*>(out);
+    if (job.accumulate) a = load(to) + a, b = load(to + kLanes) + b;
+    store(to, a), store(to + kLanes, b);
+  }
+}
+
 inline void finish(const LinearJob& job, int64_t panel, int64_t row, int rows, float* y, float* pair) {
-  if (job.bias) add_bias(job.bias + panel * kPanel, job.weight.n - panel * kPanel, y, rows);
-  if (job.addend) adapter_add(*job.addend, panel, row, rows, y, false);
-  store_results(job, panel, row, rows, y, pair);
+  const int64_t column = panel * kPanel;
+  const float* bias = job.bias ? job.bias + column : nullptr;
+  if (job.addend || is_gated(job.epilogue) || in_groups(job.out_kind) || column + kPanel > job.weight.n) {
+    if (bias) add_bias(bias, job.weight.n - column, y, rows);
+    if (job.addend) adapter_add(*job.addend, panel, row, rows, y, false);
+    return store_results(job, panel, row, rows, y, pair);
+  }
+  uint8_t* out = job.out + row * job.out_bytes + column * (job.out_kind == Kind::bf16 ? 2 : 4);
+  const auto store = [&](const auto& f) { store_panel(job, bias, y, rows, out, f); };
+  if (!job.function) return store([](const Float& v) { return v; });
+  switch (job.function->function) {
+    case Function::gelu: return store([](const Float& v) { return gelu(v); });
+    case Function::gelu_tanh: return store([](const Float& v) { return gelu_tanh(v); });
+    case Function::relu: return store([](const Float& v) { return relu(v); });
+    case Function::relu2: return store([](const Float& v) { return relu2(v); });
+    case Function::silu: return store([](const Float& v) { return silu(v); });
+    default: return;
+  }
 }
 
 }  // namespace GALLEY_VARIANT
