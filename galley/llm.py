@@ -40,6 +40,7 @@ from galley.frontend.beam_search import BeamSearch, BeamSearchOutput, BeamSearch
 from galley.frontend.chunked_embedding import ChunkedTexts, as_ids
 from galley.frontend.client import InprocClient
 from galley.frontend.input_processor import InputProcessor, default_sampling_params, limits_of
+from galley.frontend.interrupt import uninterrupted
 from galley.frontend.metric_values import Metric, read_metrics
 from galley.frontend.output_processor import OutputProcessor, RequestState, figures_of
 from galley.frontend.progress import progress_bar
@@ -734,8 +735,9 @@ class LLM(UnsupportedMethods):
             adapters = [adapters[0]] * len(prompts)
         states: list[RequestState] = []
         try:
-            for prompt, each, adapter in zip(prompts, params, adapters, strict=True):
-                states.append(self._add(prompt, each, 0, add_special, adapter))
+            with uninterrupted():  # once for all: it costs more than a short prompt's part
+                for prompt, each, adapter in zip(prompts, params, adapters, strict=True):
+                    states.append(self._add(prompt, each, 0, add_special, adapter))
             self._drive(states, shown)
             outputs = [output for state in states if (output := state.take_pooled()) is not None]
         finally:

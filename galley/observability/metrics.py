@@ -7,6 +7,7 @@ look-up and a subtraction per token. The metrics are listed in `catalog`.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from operator import attrgetter
@@ -76,16 +77,13 @@ class Series:
 
     def observe(self, name: str, value: float) -> None:
         """One observation; a time that a clock set back has made negative counts as none."""
-        self._metrics[name].observe(max(value, 0.0))
+        self.observe_times(name, value, 1)
 
     def observe_times(self, name: str, value: float, times: int) -> None:
         """`times` observations of one value, at the cost of one."""
         histogram, value = self._metrics[name], max(value, 0.0)
         histogram._sum.inc(value * times)
-        for bound, bucket in zip(histogram._upper_bounds, histogram._buckets, strict=True):
-            if value <= bound:
-                bucket.inc(times)
-                return
+        histogram._buckets[bisect_left(histogram._upper_bounds, value)].inc(times)
 
 
 _counter_values = attrgetter(*ENGINE_COUNTERS)
