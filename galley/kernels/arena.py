@@ -4,6 +4,8 @@ time →      node 0    1    2    3
 buffer a    [=========]
 buffer b         [=========]              b is beside a
 buffer c                   [====]         c reuses the bytes of a
+
+The result of an op that works in place has the bytes of its input, if nothing reads that later.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from galley.kernels.ops import native_op
 from galley.kernels.program import Buffer, Node
 
 ALIGNMENT = 64
@@ -46,13 +49,35 @@ def lifetimes(nodes: Sequence[Node]) -> dict[Buffer, tuple[int, int]]:
     return lives
 
 
+def _in_place(
+    nodes: Sequence[Node], lives: dict[Buffer, tuple[int, int]]
+) -> list[tuple[Buffer, Buffer]]:
+    """Input and result of each node that may have one memory for both, in order."""
+    pairs = []
+    for i, node in enumerate(nodes):
+        op, x, out = native_op(node.op), node.values.get("x"), node.writes.get("out")
+        if op is None or not op.in_place or x is None or out is None:
+            continue
+        alike = x.is_whole and out.is_whole and (x.shape, x.kind) == (out.shape, out.kind)
+        if alike and lives[x.buffer][1] == i and lives[out.buffer][0] == i:
+            pairs.append((x.buffer, out.buffer))
+    return pairs
+
+
 def plan_arena(nodes: Sequence[Node], size_of: Callable[[Buffer], int]) -> ArenaPlan:
     """Place every buffer, largest first, at the lowest offset that is free during its lifetime.
 
     A buffer is live from the first node that uses it to the last, both included, so that a node's
-    inputs and outputs never overlap.
+    inputs and outputs never overlap, but for ops that work in place.
     """
     lives = lifetimes(nodes)
+    taken: dict[Buffer, Buffer] = {}  # buffer → the one whose bytes it has
+    for x, out in _in_place(nodes, lives):
+        if size_of(x) == size_of(out):
+            origin = taken[out] = taken.get(x, x)
+            lives[origin] = lives[origin][0], lives[out][1]
+    for buffer in taken:
+        del lives[buffer]
     spans: dict[Buffer, Span] = {}
     for buffer in sorted(lives, key=size_of, reverse=True):
         first, last = lives[buffer]
@@ -64,6 +89,7 @@ def plan_arena(nodes: Sequence[Node], size_of: Callable[[Buffer], int]) -> Arena
                 break
             start = max(start, span.start + span.size)
         spans[buffer] = Span(start, size, first, last)
+    spans |= {buffer: spans[origin] for buffer, origin in taken.items()}
     return ArenaPlan(spans, max((s.start + s.size for s in spans.values()), default=0))
 
 

@@ -54,6 +54,20 @@ def test_a_chain_needs_two_buffers():
     assert plan_arena(nodes, lambda buffer: buffer.columns).size == 2 * 1024
 
 
+def test_a_norm_works_in_place_where_its_input_is_not_read_later():
+    """Two norms in a row; the third node reads the second's input as well."""
+    a, b, c, d = (Symbol.new(TOKENS, 1000) for _ in range(4))
+    nodes = [
+        Node("layer_norm", {"x": a}, {"out": b}),
+        Node("layer_norm", {"x": b}, {"out": c}),
+        Node("op", {"x": c, "y": b}, {"out": d}),
+    ]
+    plan = plan_arena(nodes, lambda buffer: buffer.columns)
+    assert plan.spans[a.buffer] is plan.spans[b.buffer]
+    assert plan.size == 3 * 1024
+    assert plan_arena(nodes[:2], lambda buffer: buffer.columns).size == 1024
+
+
 def test_aligned_bytes():
     memory = aligned_bytes(1000, zeros=True)
     assert memory.ctypes.data % ALIGNMENT == 0

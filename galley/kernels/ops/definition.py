@@ -88,6 +88,7 @@ class NativeOp(msgspec.Struct, frozen=True, eq=False):
         stores: kinds that `out` can be stored as.
         rows: dimension that the rows of a value must have, None = any; values not named agree in
             theirs.
+        in_place: `out` may take the memory of `x`, if it has its shape and kind.
         note: stands beside the name in docs/native_ops.md.
     """
 
@@ -99,6 +100,7 @@ class NativeOp(msgspec.Struct, frozen=True, eq=False):
     arguments: Callable[[Node], Mapping[str, int | Dim]] = no_arguments
     stores: tuple[Kind, ...] = (Kind.f32,)
     rows: Mapping[str, Dim | None] = {}
+    in_place: bool = False
     note: str = ""
 
 

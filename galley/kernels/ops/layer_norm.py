@@ -33,6 +33,7 @@ class LayerNorm(Op):
             "per_head?": "1 = weight and bias are [heads * n]",
             "rounded_kind?": "bf16, q8, q8_row, q16",
         },
+        in_place=True,
     )
 
     def __call__(

@@ -23,7 +23,10 @@ def _arguments(node: Node) -> dict[str, int | Dim]:
 
 
 def norm_native(
-    name: str, constants: Mapping[str, str], ints: Mapping[str, str] | None = None
+    name: str,
+    constants: Mapping[str, str],
+    ints: Mapping[str, str] | None = None,
+    in_place: bool = False,
 ) -> NativeOp:
     """The native op `name`, with the arguments that all of these share."""
     return NativeOp(
@@ -40,4 +43,5 @@ def norm_native(
         floats={"eps": ""},
         arguments=_arguments,
         stores=WHOLE_ROWS,
+        in_place=in_place,
     )
