@@ -1,320 +1,324 @@
-// Codes of four bits on rows of bf16, by AMX tiles; included by linear_amx.h.
+// Codes with scales on rows of bf16, by AMX tiles; included by linear_amx.h.
 //
 // Levels, the codes less their zero, are exact in bf16; those of a table of floats are rounded to it. Of a
 // part, the values of one scale (at most kPieceBlocks blocks of them), products are summed in the order of
-// linear_amx.h; then y = fma(sum, scale, y), and with mins y = fma(sum of x, min, y). Up to three rows, for
-// which expanding the levels would take longer than reading the codes, add the same numbers in the same
-// order without tiles.
+// linear_amx.h; then y = fma(sum, scale, y), and with mins y = fma(sum of x, min, y). A lone row, for which
+// expanding the levels would take longer than reading the codes, adds the same numbers in the same order
+// without tiles.
 #pragma once
+#include "code_levels.h"
 #include "linear_epilogue.h"
 #include "tile_blocks.h"
 
 namespace galley {
 namespace GALLEY_VARIANT {
 
-// The parts of a piece of a panel: blocks [block, block + count).
-struct CodeParts {
-  // Of the weight:
+// A tile multiplies with a block, or half of one where scales are of 16 values: 1 / kSubs of it, a step.
+template <int kSubs> constexpr int64_t kStepBytes = kTileBytes / kSubs;             // of a row
+template <int kSubs> constexpr int64_t kStepLines = kTileWords / kSubs * kWordBytes;  // of levels
+
+// The parts of a piece: blocks [block, block + count) of a panel.
+template <int kSubs> struct CodeParts {
+  static constexpr int kMost = kPieceBlocks * kSubs;
+  const WeightLayout* weight;
   int64_t span, of_scale, header_bytes, block_bytes;  // blocks of a header, and of a scale
-  bool has_zeros;
-  // Of the piece:
   int64_t block, count;
+  int parts, begin[kMost + 1];  // of each part: its first step
   const uint8_t* codes[kPieceBlocks];
-  int parts, begin[kPieceBlocks + 1];  // of each part: its first block, from `block`
-  alignas(64) float scales[kPieceBlocks][kPanel];
-  alignas(64) float mins[kPieceBlocks][kPanel];
-  alignas(64) uint8_t zeros[kPieceBlocks][kHalves][64];  // of each column four times, if any
+  const uint8_t* zeros_of[kPieceBlocks];
+  alignas(64) float scales[kMost][kPanel];
+  alignas(64) float mins[kMost][kPanel];
+  alignas(64) uint8_t zeros[kPieceBlocks][kHalves * 64];  // of each column four times, if any
 
   explicit CodeParts(const WeightLayout& w)
-      : span(w.span_blocks()), of_scale(w.scale_blocks()), header_bytes(w.header_bytes()),
-        block_bytes(w.block_bytes()), has_zeros(w.offset == Offset::zeros) {}
+      : weight(&w), span(w.span_blocks()), of_scale(w.scale_blocks()), header_bytes(w.header_bytes()),
+        block_bytes(w.block_bytes()) {}
 
-  template <bool kMins> void read(const HeaderReader& reader, const uint8_t* panel) {
-    int64_t in_span = block % span, entry = in_span / of_scale, in_scale = in_span % of_scale;
-    const uint8_t* header = panel + block / span * (header_bytes + span * block_bytes);
+  // Borders of the parts of the piece that begins at block `first`.
+  void cut(int64_t first) {
+    const int64_t left = weight->blocks() - first;
+    block = first, count = left < kPieceBlocks ? left : kPieceBlocks, parts = 0;
+    int64_t in_scale = kSubs == 1 ? first % of_scale : 0;
+    for (int step = 0; step < count * kSubs; step++) {
+      if (step == 0 || in_scale == 0) begin[parts++] = step;
+      if (kSubs == 1 && ++in_scale == of_scale) in_scale = 0;
+    }
+    begin[parts] = static_cast<int>(count) * kSubs;
+  }
+
+  // The same, and what a panel has for them.
+  template <bool kMins> void read(const HeaderReader& reader, const uint8_t* panel, int64_t first) {
+    cut(first);
+    const bool has_zeros = weight->offset == Offset::zeros;
+    int64_t in_span = first % span;
+    const uint8_t* header = panel + weight->header_at(first);
     const uint8_t* at = header + header_bytes + in_span * block_bytes;
-    parts = 0;
-    for (int i = 0; i < count; i++, in_span++, in_scale++, at += block_bytes) {
-      if (in_span == span) {
-        in_span = in_scale = entry = 0, header = at, at += header_bytes;
-      } else if (in_scale == of_scale) {
-        in_scale = 0, entry++;
+    for (int part = 0; part < parts; part++) {
+      int step = begin[part];
+      const int sub = step % kSubs;
+      if (sub == 0 && in_span == span) in_span = 0, header = at, at += header_bytes;
+      if (sub == 0 && in_span == 0) {
+        for (int64_t b = 0; b < header_bytes; b += 64) __builtin_prefetch(header + kAhead + b);
       }
-      codes[i] = at;
-      if (i > 0 && in_scale > 0) continue;
-      if (in_span == 0) __builtin_prefetch(header + kAhead);
+      const int64_t entry = kSubs == 2 ? 2 * in_span - sub : of_scale == 1 ? in_span : in_span / of_scale;
       for (int half = 0; half < kHalves; half++) {
         const ScaleAndMin affine = reader.scales<kMins>(header, entry, half);
-        store(scales[parts] + half * kLanes, affine.scale);
-        if (kMins) store(mins[parts] + half * kLanes, affine.min);
-        if (!has_zeros) continue;
-        store(reinterpret_cast<int32_t*>(zeros[parts][half]), four_times(reader.zeros(header, entry, half)));
-      }
-      begin[parts++] = i;
-    }
-    begin[parts] = static_cast<int>(count);
-  }
-};
-
-// Levels of a piece as bf16 [16 words][32 columns][2].
-struct CodeLevels {
-  alignas(64) uint8_t lines[kPieceBlocks][kTileWords * kWordBytes];
-  alignas(64) uint16_t table[32];
-
-  // With a zero for each scale the table has signed levels by their lowest five bits, else the levels of
-  // codes, twice.
-  explicit CodeLevels(const LinearJob& job) {
-    const bool has_zeros = job.weight.offset == Offset::zeros, is_table = job.weight.table == CodeTable::floats;
-    for (int i = 0; i < 32; i++) {
-      const int level = has_zeros ? (i < 16 ? i : i - 32) : i % 16 - job.weight.zero;
-      table[i] = bf16_from_float(is_table ? reinterpret_cast<const float*>(job.data)[i % 16]
-                                          : static_cast<float>(level));
-    }
-  }
-  void expand(const CodeParts& p) {
-    for (int part = 0; part < p.parts; part++) {
-      for (int i = p.begin[part]; i < p.begin[part + 1]; i++) {
-        if (p.has_zeros) {
-          expand_block<true>(p.codes[i], p.zeros[part], lines[i]);
-        } else {
-          expand_block<false>(p.codes[i], p.zeros[part], lines[i]);
+        store(scales[part] + half * kLanes, affine.scale);
+        if (kMins) store(mins[part] + half * kLanes, affine.min);
+        if (kSubs == 1 && has_zeros) {
+          auto* to = reinterpret_cast<int32_t*>(zeros[part] + half * 64);
+          store(to, four_times(reader.zeros(header, entry, half)));
         }
       }
-    }
-  }
-
- private:
-  template <bool kZeros>
-  GALLEY_INLINE void expand_block(const uint8_t* codes, const uint8_t (&zeros)[kHalves][64],
-                                  uint8_t* to) const {
-    const __m512i nibble = _mm512_set1_epi8(15);
-    _Pragma("GCC unroll 8") for (int line = 0; line < 4 * kHalves; line++, codes += 64) {
-      __m512i low = _mm512_loadu_si512(codes), high = _mm512_srli_epi32(low, 4);
-      __builtin_prefetch(codes + kAhead);
-      if (kZeros) {
-        const __m512i zero = _mm512_load_si512(zeros[line % kHalves]);
-        low = _mm512_sub_epi8(_mm512_and_si512(low, nibble), zero);
-        high = _mm512_sub_epi8(_mm512_and_si512(high, nibble), zero);
+      for (; step < begin[part + 1]; step++) {
+        if (step % kSubs) continue;
+        codes[step / kSubs] = at, zeros_of[step / kSubs] = zeros[part / kSubs];
+        at += block_bytes, in_span++;
       }
-      uint8_t* at = to + (line / kHalves * 2 * kHalves + line % kHalves) * 64;
-      put(low, at), put(high, at + 8 * kWordBytes);
     }
-  }
-  // Four levels of each of 16 columns.
-  GALLEY_INLINE void put(const __m512i& levels, uint8_t* to) const {
-    put_pair(levels, to), put_pair(_mm512_srli_epi32(levels, 16), to + kWordBytes);
-  }
-  // Those of bytes 0 and 1 of each lane, which begin its two halves.
-  GALLEY_INLINE void put_pair(const __m512i& levels, uint8_t* to) const {
-    const __m512i apart = _mm512_mask_blend_epi16(0xaaaaaaaau, levels, _mm512_slli_epi32(levels, 8));
-    _mm512_store_si512(to, _mm512_permutexvar_epi16(apart, _mm512_load_si512(table)));
   }
 };
 
-// R rows (of which the tiles may have fewer) and one half of the columns; adds the piece to y [R][32].
-// x: the rows at the piece's first block.
-template <int R, bool kMins> struct CodeTiles {
-  struct Sums {
-    alignas(64) float dot[R][kLanes], x[R][kLanes];
-  };
+// R rows (of which the tiles may have fewer) and a piece, of which `lines` has the levels; adds it to y [R][32].
+// Some parts are multiplied, then scaled: tiles and vectors in turn would wait for each other.
+template <int R, int kSubs, bool kMins> class CodeTiles {
+ public:
+  using Parts = CodeParts<kSubs>;
 
-  // sums: [2], 0 where the tiles have no rows.
-  static void add(const CodeParts& parts, const CodeLevels& levels, const uint8_t* x, int64_t x_bytes,
-                  int half, Sums* sums, float* y) {
-    Sums &even = sums[0], &odd = sums[1];
-    Float acc[R];
-    for (int r = 0; r < R; r++) acc[r] = load(y + r * kPanel);
-    // Sums of a part are scaled while the tiles compute those of the next one.
-    multiply<c00, c01>(parts, levels, x, x_bytes, half, 0, even);
-    for (int i = 0; i < parts.parts; i += 2) {
-      if (i + 1 < parts.parts) multiply<c10, c11>(parts, levels, x, x_bytes, half, i + 1, odd);
-      scale(parts, half, i, even, acc);
-      if (i + 1 == parts.parts) break;
-      if (i + 2 < parts.parts) multiply<c00, c01>(parts, levels, x, x_bytes, half, i + 2, even);
-      scale(parts, half, i + 1, odd, acc);
+  // x: the rows at the piece's first block; x_sums: of these rows for each part, `stride` apart.
+  // between(): called for each block.
+  template <class Between>
+  void add(const Parts& p, const uint8_t* lines, const uint8_t* x, int64_t x_bytes, const float* x_sums,
+           int64_t stride, float* y, const Between& between) {
+    for (int first = 0; first < p.parts; first += kBatch) {
+      const int end = first + kBatch < p.parts ? first + kBatch : p.parts;
+      for (int part = first; part < end; part += 2) {
+        multiply<c00, c01>(p, part, lines, x, x_bytes, sums_[part - first], between);
+        if (part + 1 == end) break;
+        multiply<c10, c11>(p, part + 1, lines, x, x_bytes, sums_[part + 1 - first], between);
+      }
+      for (int half = 0; half < kHalves; half++) {
+        Float acc[R];
+        for (int r = 0; r < R; r++) acc[r] = load(y + r * kPanel + half * kLanes);
+        for (int part = first; part < end; part++) {
+          const Float scale = load(p.scales[part] + half * kLanes);
+          const float* sums = sums_[part - first][half];
+          _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) {
+            acc[r] = fma(load(sums + r * kLanes), scale, acc[r]);
+          }
+          if (!kMins) continue;
+          const Float min = load(p.mins[part] + half * kLanes);
+          const float* of_x = x_sums + part * stride;
+          _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) acc[r] = fma(all(of_x[r]), min, acc[r]);
+        }
+        for (int r = 0; r < R; r++) store(y + r * kPanel + half * kLanes, acc[r]);
+      }
     }
-    for (int r = 0; r < R; r++) store(y + r * kPanel, acc[r]);
   }
 
  private:
-  // Tile b1 holds ones.
-  template <Tile c, Tile c_x>
-  static GALLEY_INLINE void multiply(const CodeParts& parts, const CodeLevels& levels, const uint8_t* x,
-                                     int64_t x_bytes, int half, int part, Sums& sums) {
-    zero_tile<c>();
-    if (kMins) zero_tile<c_x>();
-    for (int block = parts.begin[part]; block < parts.begin[part + 1]; block++) {
-      load_tile<a0>(x + block * kTileBytes, x_bytes);
-      load_tile<b0>(levels.lines[block] + half * 64, kWordBytes);
-      add_bf16<c, a0, b0>();
-      if (kMins) add_bf16<c_x, a0, b1>();
+  static constexpr int kBatch = 8;
+  using Sums = float[kHalves][R * kLanes];
+
+  template <Tile first, Tile second, class Between>
+  static GALLEY_INLINE void multiply(const Parts& p, int part, const uint8_t* lines, const uint8_t* x,
+                                     int64_t x_bytes, Sums& sums, const Between& between) {
+    zero_tile<first>(), zero_tile<second>();
+    for (int step = p.begin[part]; step < p.begin[part + 1]; step++) {
+      const uint8_t* w = lines + step * kStepLines<kSubs>;
+      load_tile<a0>(x + step * kStepBytes<kSubs>, x_bytes);
+      load_tile<b0>(w, kWordBytes);
+      add_bf16<first, a0, b0>();
+      load_tile<b1>(w + 64, kWordBytes);
+      add_bf16<second, a0, b1>();
+      if (step % kSubs == 0) between();
     }
-    store_tile<c>(sums.dot, kLanes * 4);
-    if (kMins) store_tile<c_x>(sums.x, kLanes * 4);
+    store_tile<first>(sums[0], kLanes * 4);
+    store_tile<second>(sums[1], kLanes * 4);
   }
-  static GALLEY_INLINE void scale(const CodeParts& parts, int half, int part, const Sums& sums,
-                                  Float (&acc)[R]) {
-    const Float scale = load(parts.scales[part] + half * kLanes);
-    const Float min = kMins ? load(parts.mins[part] + half * kLanes) : Float{};
-    _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) {
-      acc[r] = fma(load(sums.dot[r]), scale, acc[r]);
-      if (kMins) acc[r] = fma(load(sums.x[r]), min, acc[r]);
-    }
-  }
+
+  alignas(64) Sums sums_[kBatch] = {};  // 0 where the tiles have no rows
 };
 
-template <int R, bool kMins>
-void code_tiles(const LinearJob& job, int64_t panel, int64_t count, int64_t row_begin, int64_t row_end) {
-  using Tiles = CodeTiles<R, kMins>;
+// Rows [begin, begin + rows) in tiles of `size`, of which the last one overlaps with the one before it where
+// they do not fit.
+struct CodeRows {
+  int64_t begin, rows, size;
+
+  int64_t first(int64_t done) const { return done + size < begin + rows ? done : begin + rows - size; }
+};
+
+// Sums of x for each part, [steps of K][rows], of a piece from its first step on. Leaves tiles of its own.
+template <int kSubs> void sum_rows(const LinearJob& job, const CodeRows& of, float* sums) {
+  const int size = static_cast<int>(of.size), words = kTileWords / kSubs;
+  TileConfig config;
+  config.set(c00, size, 4), config.set(a0, size, 4 * words), config.set(b0, words, 4);
+  config.load();
+  CodeParts<kSubs> p(job.weight);
+  alignas(64) uint32_t ones[kTileWords];
+  for (uint32_t& two : ones) two = 0x3f803f80;
+  load_tile<b0>(ones, 4);
+  for (int64_t block = 0; block < job.weight.blocks(); block += kPieceBlocks) {
+    p.cut(block);
+    for (int64_t done = of.begin; done < of.begin + of.rows; done += of.size) {
+      const int64_t row = of.first(done);
+      const uint8_t* x = job.x + row * job.x_bytes + block * kTileBytes;
+      for (int part = 0; part < p.parts; part++) {
+        zero_tile<c00>();
+        for (int step = p.begin[part]; step < p.begin[part + 1]; step++) {
+          load_tile<a0>(x + step * kStepBytes<kSubs>, job.x_bytes);
+          add_bf16<c00, a0, b0>();
+        }
+        store_tile<c00>(sums + (block * kSubs + part) * of.rows + row - of.begin, 4);
+      }
+    }
+  }
+}
+
+template <int R, int kSubs, bool kMins>
+void code_tiles(const LinearJob& job, int64_t panel, int64_t count, int64_t row_begin, int64_t row_end,
+                float* x_sums) {
   const WeightLayout& w = job.weight;
   const HeaderReader reader(w, job.data);
+  const CodeLevels levels(job);
+  const ToBf16 to_levels = to_bf16_of(w);
   const int64_t blocks = w.blocks(), pieces = (blocks + kPieceBlocks - 1) / kPieceBlocks;
-  const int64_t rows = row_end - row_begin, tile_rows = rows < R ? rows : R;
-  // Tiles cannot be loaded from lines that are still being stored: a piece is expanded before the tiles
-  // multiply with the one before it.
-  CodeParts parts[2] = {CodeParts(w), CodeParts(w)};
-  CodeLevels levels[2] = {CodeLevels(job), CodeLevels(job)};
-  const auto expand = [&](int64_t number) {
+  const int64_t rows = row_end - row_begin;
+  const CodeRows of{row_begin, rows, rows < R ? rows : R};
+  // Tiles cannot be loaded from lines that are still being stored: a piece is expanded while the tiles multiply
+  // with the one before it.
+  CodeParts<kSubs> parts[2] = {CodeParts<kSubs>(w), CodeParts<kSubs>(w)};
+  alignas(64) uint8_t lines[2][kPieceBlocks * kTileWords * kWordBytes];
+  int64_t next = 0, left = 0;  // the piece that is expanded, and its blocks that are not yet
+  const auto begin = [&](int64_t number) {
+    next = number;
     if (number == count * pieces) return;
-    CodeParts& p = parts[number % 2];
-    p.block = number % pieces * kPieceBlocks;
-    p.count = blocks - p.block < kPieceBlocks ? blocks - p.block : kPieceBlocks;
-    p.read<kMins>(reader, w.panel(job.data, panel + number / pieces));
-    levels[number % 2].expand(p);
+    CodeParts<kSubs>& p = parts[number % 2];
+    p.template read<kMins>(reader, w.panel(job.data, panel + number / pieces), number % pieces * kPieceBlocks);
+    left = p.count;
   };
-  // The last rows overlap with those before them where they do not fit.
-  const auto first_row = [&](int64_t done) {
-    return done + tile_rows < row_end ? done : row_end - tile_rows;
+  const auto expand = [&] {
+    if (left == 0) return;
+    const CodeParts<kSubs>& p = parts[next % 2];
+    const int64_t block = p.count - left--;
+    const uint8_t *codes = p.codes[block], *zeros = p.zeros_of[block];
+    uint8_t* to = lines[next % 2] + block * kTileWords * kWordBytes;
+    to_levels(levels, codes, zeros, to), to_levels(levels, codes + 64, zeros + 64, to + 64);
   };
-  typename Tiles::Sums sums[2] = {};
+  CodeTiles<R, kSubs, kMins> tiles;
   alignas(64) float results[(kChunkRows + R) * kPanel], pair[kChunkRows * kPanel];
-  alignas(64) uint16_t ones[kTileRows * kTileWords * 2];
-  for (uint16_t& one : ones) one = bf16_from_float(1);
-  expand(0);
-  configure_tiles(static_cast<int>(tile_rows), static_cast<int>(tile_rows));
-  load_tile<b1>(ones, kTileBytes);
+  if (kMins) sum_rows<kSubs>(job, of, x_sums);
+  configure_tiles(static_cast<int>(of.size), static_cast<int>(of.size), kTileWords / kSubs);
+  begin(0);
   for (int64_t number = 0; number < count * pieces; number++) {
-    const CodeParts& p = parts[number % 2];
+    while (left > 0) expand();
+    begin(number + 1);
+    const CodeParts<kSubs>& p = parts[number % 2];
     if (p.block == 0) memset(results, 0, round_up(rows, R) * kPanel * 4);
-    expand(number + 1);
-    for (int64_t done = row_begin; done < row_end; done += tile_rows) {
-      const int64_t row = first_row(done);
+    for (int64_t done = row_begin; done < row_end; done += of.size) {
+      const int64_t row = of.first(done);
       const uint8_t* x = job.x + row * job.x_bytes + p.block * kTileBytes;
+      const float* of_x = x_sums + p.block * kSubs * rows + row - row_begin;
       float* y = results + (done - row_begin) * kPanel;
-      for (int half = 0; half < kHalves; half++) {
-        Tiles::add(p, levels[number % 2], x, job.x_bytes, half, sums, y + half * kLanes);
-      }
+      tiles.add(p, lines[number % 2], x, job.x_bytes, of_x, rows, y, expand);
       if (p.block + p.count < blocks) continue;
-      finish(job, panel + number / pieces, done, static_cast<int>(row + tile_rows - done),
+      finish(job, panel + number / pieces, done, static_cast<int>(row + of.size - done),
              y + (done - row) * kPanel, pair + (done - row_begin) * kPanel);
     }
   }
   release_tiles();
 }
 
-// R rows and all columns of a block without tiles: sums of products, and of x. Rotated, the words of a lane
-// have values 2 and 0, or 3 and 1, of its four in their lower bytes.
-template <int R, bool kMins> struct FewRows {
-  Float dot[R][kHalves] = {}, x_sum[R] = {};
-
-  // x: the rows at the block.
-  template <bool kZeros>
-  GALLEY_INLINE void add(const CodeLevels& levels, const uint8_t* codes,
-                         const uint8_t (&zeros)[kHalves][64], const uint8_t* x, int64_t x_bytes) {
-    ParityPairs pairs[R];
-    for (int r = 0; r < R; r++) pairs[r].read(x + r * x_bytes);
-    const __m512i table = _mm512_load_si512(levels.table), nibble = _mm512_set1_epi8(15);
-    for (int half = 0; half < kHalves; half++) {
-      Float even[R] = {}, odd[R] = {};
-      _Pragma("GCC unroll 8") for (int step = 0; step < 8; step++) {
-        const uint8_t* line = codes + (step % 4 * kHalves + half) * 64;
-        if (step < 4) __builtin_prefetch(line + kAhead);
-        __m512i four = _mm512_loadu_si512(line);
-        if (step >= 4) four = _mm512_srli_epi32(four, 4);
-        if (kZeros) {
-          four = _mm512_sub_epi8(_mm512_and_si512(four, nibble), _mm512_load_si512(zeros[half]));
-        }
-        const Int of_even = look_up(_mm512_ror_epi32(four, 16), table);
-        const Int of_odd = look_up(_mm512_ror_epi32(four, 24), table);
-        for (int r = 0; r < R; r++) {
-          even[r] = dot_bf16(even[r], of_even, pairs[r].even(step));
-          odd[r] = dot_bf16(odd[r], of_odd, pairs[r].odd(step));
-        }
-      }
-      for (int r = 0; r < R; r++) dot[r][half] = dot[r][half] + (even[r] + odd[r]);
-    }
-    for (int r = 0; kMins && r < R; r++) {
-      const Int ones = all(0x3f803f80);
-      Float even{}, odd{};
-      for (int step = 0; step < 8; step++) {
-        even = dot_bf16(even, ones, pairs[r].even(step)), odd = dot_bf16(odd, ones, pairs[r].odd(step));
-      }
-      x_sum[r] = x_sum[r] + (even + odd);
-    }
-  }
-
- private:
-  static GALLEY_INLINE Int look_up(const __m512i& codes, const __m512i& table) {
-    return Int{{(IntPart)_mm512_permutexvar_epi16(codes, table)}};
-  }
-};
-
-template <int R, bool kMins>
-void few_code_rows(const LinearJob& job, int64_t panel, int64_t count, int64_t row) {
+// x [k]: the row as float32; x_sums: as of sum_rows.
+template <Format kFormat, bool kZeros, int kSubs, bool kMins>
+void add_code_row(const LinearJob& job, int64_t panel, int64_t count, int64_t row, const float* x,
+                  const float* x_sums) {
   const WeightLayout& w = job.weight;
   const HeaderReader reader(w, job.data);
-  const int64_t blocks = w.blocks();
   const CodeLevels levels(job);
-  alignas(64) float y[R * kPanel], pair[R * kPanel];
-  CodeParts parts(w);
-  for (int64_t p = panel; p < panel + count; p++) {
-    const uint8_t* at = w.panel(job.data, p);
-    Float sums[R][kHalves] = {};
-    for (parts.block = 0; parts.block < blocks; parts.block += kPieceBlocks) {
-      parts.count = blocks - parts.block < kPieceBlocks ? blocks - parts.block : kPieceBlocks;
-      parts.read<kMins>(reader, at);
-      for (int part = 0; part < parts.parts; part++) {
-        FewRows<R, kMins> rows;
-        for (int64_t i = parts.begin[part]; i < parts.begin[part + 1]; i++) {
-          const uint8_t* x = job.x + row * job.x_bytes + (parts.block + i) * kTileBytes;
-          if (parts.has_zeros) {
-            rows.template add<true>(levels, parts.codes[i], parts.zeros[part], x, job.x_bytes);
-          } else {
-            rows.template add<false>(levels, parts.codes[i], parts.zeros[part], x, job.x_bytes);
+  CodeParts<kSubs> p(w);
+  alignas(64) float y[kPanel], pair[kPanel];
+  for (int64_t number = panel; number < panel + count; number++) {
+    Float sums[kHalves] = {}, dot[kHalves] = {};
+    for (int64_t first = 0; first < w.blocks(); first += kPieceBlocks) {
+      p.template read<kMins>(reader, w.panel(job.data, number), first);
+      int part = 0;
+      for (int block = 0; block < p.count; block++) {
+        const uint8_t *codes = p.codes[block], *zeros = p.zeros_of[block];
+        const HalfBlock<kFormat> halves[kHalves] = {HalfBlock<kFormat>(codes), HalfBlock<kFormat>(codes + 64)};
+        const float* four = x + (first + block) * kGroup;
+        _Pragma("GCC unroll 2") for (int sub = 0; sub < kSubs; sub++) {
+          Float parity[kHalves][2] = {};
+          _Pragma("GCC unroll 8") for (int j = 0; j < 8 / kSubs; j++, four += 4) {
+            _Pragma("GCC unroll 2") for (int half = 0; half < kHalves; half++) {
+              const __m512i step = halves[half].step(sub * 8 / kSubs + j);
+              const Four level = levels.floats<kFormat>(less_zeros<kZeros>(step, zeros + half * 64));
+              _Pragma("GCC unroll 4") for (int k = 0; k < 4; k++) {
+                parity[half][k % 2] = fma(all(four[k]), level.k[k], parity[half][k % 2]);
+              }
+            }
           }
-        }
-        for (int half = 0; half < kHalves; half++) {
-          const Float scale = load(parts.scales[part] + half * kLanes);
-          for (int r = 0; r < R; r++) {
-            Float& sum = sums[r][half];
-            sum = fma(rows.dot[r][half], scale, sum);
-            if (kMins) sum = fma(rows.x_sum[r], load(parts.mins[part] + half * kLanes), sum);
+          const bool ends = block * kSubs + sub + 1 == p.begin[part + 1];
+          _Pragma("GCC unroll 2") for (int half = 0; half < kHalves; half++) {
+            dot[half] = dot[half] + (parity[half][0] + parity[half][1]);
+            if (!ends) continue;
+            sums[half] = fma(dot[half], load(p.scales[part] + half * kLanes), sums[half]);
+            dot[half] = Float{};
+            if (!kMins) continue;
+            const Float of_x = all(x_sums[first * kSubs + part]);
+            sums[half] = fma(of_x, load(p.mins[part] + half * kLanes), sums[half]);
           }
+          part += ends;
         }
       }
     }
-    for (int r = 0; r < R; r++) {
-      for (int half = 0; half < kHalves; half++) store(y + r * kPanel + half * kLanes, sums[r][half]);
-    }
-    finish(job, p, row, R, y, pair);
+    for (int half = 0; half < kHalves; half++) store(y + half * kLanes, sums[half]);
+    finish(job, number, row, 1, y, pair);
   }
 }
 
-template <bool kMins>
-void code_panels(const LinearJob& job, int64_t panel, int64_t count, int64_t row_begin, int64_t row_end) {
-  const int64_t rows = row_end - row_begin;
-  if (rows == 1) return few_code_rows<1, kMins>(job, panel, count, row_begin);
-  if (rows == 2) return few_code_rows<2, kMins>(job, panel, count, row_begin);
-  if (rows == 3) return few_code_rows<3, kMins>(job, panel, count, row_begin);
-  if (rows <= 8) return code_tiles<8, kMins>(job, panel, count, row_begin, row_end);
-  code_tiles<16, kMins>(job, panel, count, row_begin, row_end);
+template <int kSubs, bool kMins>
+void lone_code_row(const LinearJob& job, int64_t panel, int64_t count, int64_t row, float* scratch) {
+  const WeightLayout& w = job.weight;
+  float *x = scratch, *x_sums = scratch + w.k;
+  const uint8_t* words = job.x + row * job.x_bytes;
+  for (int64_t k = 0; k < w.k; k += kLanes) store(x + k, load_bf16_line(words + 2 * k));
+  if (kMins) {
+    sum_rows<kSubs>(job, {row, 1, 1}, x_sums);
+    release_tiles();
+  }
+  const auto kernel = [&] {
+    if (w.offset == Offset::zeros) return add_code_row<Format::i4, true, kSubs, kMins>;
+    switch (w.format) {
+      case Format::i2: return add_code_row<Format::i2, false, kSubs, kMins>;
+      case Format::i3: return add_code_row<Format::i3, false, kSubs, kMins>;
+      case Format::i5: return add_code_row<Format::i5, false, kSubs, kMins>;
+      case Format::i6: return add_code_row<Format::i6, false, kSubs, kMins>;
+      case Format::i8: return add_code_row<Format::i8, false, kSubs, kMins>;
+      default: return add_code_row<Format::i4, false, kSubs, kMins>;
+    }
+  }();
+  kernel(job, panel, count, row, x, x_sums);
 }
 
+template <int kSubs, bool kMins>
+void code_panels(const LinearJob& job, int64_t panel, int64_t count, int64_t row_begin, int64_t row_end,
+                 float* scratch) {
+  const int64_t rows = row_end - row_begin;
+  if (rows == 1) return lone_code_row<kSubs, kMins>(job, panel, count, row_begin, scratch);
+  if (rows <= 8) return code_tiles<8, kSubs, kMins>(job, panel, count, row_begin, row_end, scratch);
+  code_tiles<16, kSubs, kMins>(job, panel, count, row_begin, row_end, scratch);
+}
+
+// `scratch`: linear_scratch_bytes.
 inline void code_panels(const LinearJob& job, int64_t panel, int64_t count, int64_t row_begin,
-                        int64_t row_end) {
+                        int64_t row_end, float* scratch) {
   const FlushToZero flush;
-  if (job.weight.has_mins()) return code_panels<true>(job, panel, count, row_begin, row_end);
-  code_panels<false>(job, panel, count, row_begin, row_end);
+  const bool halves = job.weight.parts() == 2, mins = job.weight.has_mins();
+  const auto panels = halves ? mins ? code_panels<2, true> : code_panels<2, false>
+                      : mins ? code_panels<1, true>
+                             : code_panels<1, false>;
+  panels(job, panel, count, row_begin, row_end, scratch);
 }
 
 }  // namespace GALLEY_VARIANT

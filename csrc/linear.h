@@ -261,16 +261,17 @@ struct WeightLayout {
     return table == CodeTable::floats && (format == Format::i4 || format == Format::i8) &&
            group != 16 && offset == Offset::zero && !two_level();
   }
-  // Four bits of which whole blocks share a scale.
-  bool four_bits() const {
-    return format == Format::i4 && table != CodeTable::levels && group != 16 && !two_level() &&
-           k % kGroup == 0;
+  // Codes whose levels AMX multiplies with rows of bf16 (code_tiles.h).
+  bool on_tiles() const {
+    if (format == Format::i1 || format == Format::t2 || k % kGroup != 0) return false;
+    if (offset == Offset::zeros && (format != Format::i4 || group == 16)) return false;
+    return format == Format::i4 || table != CodeTable::floats;
   }
   // Whether activations of this kind can be multiplied with the weight; float8: its table is that of E4M3.
   bool accepts(Kind x, bool float8) const {
     if (!quantised()) return x == (format == Format::f32 ? Kind::f32 : Kind::bf16);
     if (x == Kind::q8_row) return per_output();
-    if (x == Kind::bf16) return (four_bits() || (float8 && in_spans())) && isa() == Isa::amx;
+    if (x == Kind::bf16) return (on_tiles() || (float8 && in_spans())) && isa() == Isa::amx;
     return x == Kind::f32 || (in_groups(x) && table != CodeTable::floats);
   }
 };
@@ -322,6 +323,10 @@ static inline int64_t linear_scratch_bytes(const WeightLayout& w, Kind x) {
   if (w.quantised() && in_groups(x)) {
     if (!w.plain_blocks()) return w.repacked_bytes();
     return w.format == Format::i8 ? 0 : w.blocks() * kGroup * kPanel;
+  }
+  if (w.quantised() && x == Kind::bf16) {  // a row as float32; sums of x, read by 16 rows
+    const int64_t sums = w.has_mins() ? w.blocks() * w.parts() * kChunkRows + 16 : 0;
+    return round_up(4 * (w.k + sums), 64);
   }
   const int64_t sums = kPiecePanels * kChunkRows * kPanel * 4;
   return w.quantised() ? sums + kExpandedBlocks * kGroup * kPanel * 4 : sums;

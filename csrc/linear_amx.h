@@ -1,6 +1,6 @@
-// linear_tile by AMX tiles: bf16, int8 with one scale per output, codes of four bits (code_tiles.h) and E4M3
-// (byte_tiles.h) on bf16, and codes in groups (group_tiles.h) from 32 rows on. Other kinds, and fewer rows of
-// codes in groups, go to AVX-512.
+// linear_tile by AMX tiles: bf16, int8 with one scale per output, codes with scales (code_tiles.h) and E4M3
+// (byte_tiles.h) on bf16, and codes in groups on rows of integers (group_tiles.h) from 32 rows on. Other kinds,
+// and fewer such rows, go to AVX-512.
 //
 // Sixteen words of K of a panel are two tiles as they lie. A block of up to 32 rows of x is two tiles,
 // with four of sums. Every number of rows of bf16 goes through tiles, since the order of additions is
@@ -166,8 +166,9 @@ inline void scale_rows(const LinearJob& job, int64_t panel, int64_t row, int row
 void linear_tile(const LinearJob& job, int64_t panel, int64_t count, int64_t row_begin,
                  int64_t row_end, uint8_t* scratch) {
   if (job.x_kind == Kind::bf16 && job.weight.quantised()) {
-    return job.weight.format == Format::i4 ? code_panels(job, panel, count, row_begin, row_end)
-                                           : byte_panels(job, panel, count, row_begin, row_end);
+    return job.float8 ? byte_panels(job, panel, count, row_begin, row_end)
+                      : code_panels(job, panel, count, row_begin, row_end,
+                                    reinterpret_cast<float*>(scratch));
   }
   if (in_groups(job.x_kind) && row_end - row_begin >= kLeastGroupRows && has_signed_levels(job.weight)) {
     const bool two = job.x_kind == Kind::q16;

@@ -15,14 +15,15 @@ namespace galley {
 namespace {
 
 #if GALLEY_HAS_X86
-// Whether the CPU has AMX with bf16 and int8, and the system lets this process use it. Linux wants to
+// Whether the CPU has AMX with bf16 and int8, and VBMI, and the system lets this process use it. Linux wants to
 // be asked, once for all threads; it refuses where a signal stack of a thread is too small.
 bool has_tiles() {
 #if defined(__linux__)
   constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kAll = kBf16 | kTile | kInt8;
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   unsigned a, b, c, d;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAll) == kAll &&
+  return __builtin_cpu_supports("avx512vbmi") && __get_cpuid_count(7, 0, &a, &b, &c, &d) &&
+         (d & kAll) == kAll &&
          syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;

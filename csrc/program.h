@@ -167,8 +167,8 @@ struct RegisterOp {
     return std::unique_ptr<::galley::Op>(new Class(a)); })
 
 // Instruction sets that a kernel may be built for; the machine's best is used, or the one that
-// GALLEY_CPU_ISA names. avx512 means F, BW, VL, DQ, BF16 and VNNI together; amx means these and
-// tiles of bf16 and int8, which linear kernels use. Read when an op is made, never while it runs.
+// GALLEY_CPU_ISA names. avx512 means F, BW, VL, DQ, BF16 and VNNI together; amx means these, VBMI
+// and tiles of bf16 and int8, which linear kernels use. Read when an op is made, never while it runs.
 // Throws where GALLEY_CPU_ISA names a set that the machine lacks.
 enum class Isa : int { generic = 0, avx2 = 1, avx512 = 2, amx = 3 };
 Isa isa();

@@ -22,7 +22,7 @@ class EngineFlags(TypedDict, total=False):
     pooler_config: dict[str, Any]
     model_impl: Literal["auto", "galley", "vllm", "transformers"]
     trust_remote_code: bool
-    quantized_activations: Literal["auto", "int8", "int16"]
+    quantized_activations: Literal["auto", "int8", "int16", "bf16"]
     max_model_len: int | str | None
     seed: int | str
     served_model_name: list[str] | tuple[str, ...]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from galley.batch import I32, RequestTable
 from galley.config.engine import QuantizedActivations
+from galley.errors import ConfigError
 from galley.kernels import _native
 from galley.kernels.adapters import AdapterTable
 from galley.kernels.arena import ALIGNMENT, aligned_bytes, plan_arena, release_pages
@@ -52,6 +53,8 @@ class CpuBackend:
     Args:
         eager: run op by op, without fusions.
         passes: rewrites of the recorded program; None = all fusions. They change no bit.
+
+    Raises ConfigError for activations of bf16 without AMX.
     """
 
     name = "cpu"
@@ -67,6 +70,11 @@ class CpuBackend:
         passes: Sequence[Pass] | None = None,
         kv: KVFormat | None = None,
     ) -> None:
+        if quantized_activations == "bf16" and _native.isa() != "amx":
+            raise ConfigError(
+                f"--quantized-activations bf16 needs AMX; the kernels use {_native.isa()}",
+                field="quantized_activations",
+            )
         self.dense: Dense = dense
         self._memory = WeightMemory()
         self.kv = kv or dense_kv(dense)
@@ -107,7 +115,9 @@ class CpuBackend:
         adapters: AdapterTable | None,
         prompt_rows: bool,
     ) -> ForwardPass:
-        nodes, symbols = record(model, self.kv, self._quantized, outputs, adapters, prompt_rows)
+        nodes, symbols = record(
+            model, self.kv, self._quantized, outputs, adapters, prompt_rows, self.dense
+        )
         for name in outputs:
             if name not in symbols:
                 known = ", ".join(symbols)

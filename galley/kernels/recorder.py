@@ -6,7 +6,8 @@ quantised rows gets a `quantize` node before it. Passes may fuse them or leave t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -14,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.config.engine import QuantizedActivations
-from galley.kernels.activations import activation_kind, common_kind
+from galley.kernels.activations import activation_kind, common_kind, suits_bf16
 from galley.kernels.adapters import AdapterTable
-from galley.kernels.backend import Model
+from galley.kernels.backend import Dense, Model
 from galley.kernels.ops import Op, Ops
 from galley.kernels.program import Kind, Node, Symbol
 from galley.kernels.verify import verify
-from galley.kernels.weight_format import WeightFormat
 from galley.kernels.weights import PackedWeight
 from galley.kv.format import KVFormat
 
@@ -47,8 +47,12 @@ def record(
     outputs: Sequence[str] = (),
     adapters: AdapterTable | None = None,
     prompt_rows: bool = False,
+    dense: Dense = "f32",
 ) -> tuple[list[Node], dict[str, Symbol]]:
     """The model's forward pass and its outputs by name. Arguments as for `Recorder` and `Ops`.
+
+    Rows are "bf16" where "auto" is asked for, `dense` (the format of weights that are not quantised)
+    is bf16 too, and they suit the model (`suits_bf16`).
 
     Outputs: `hidden` [T, H], the result of `model.forward`; `logits` [L, V]; and, if they are among
     `outputs`, `normed` [T, H], `hidden` after the final norm, and `layer.I` [T, H], the input of
@@ -66,6 +70,8 @@ def record(
     taps: Any = {"tap": tap} if any(name.startswith("layer.") for name in outputs) else {}
     hidden: Any = model.forward(ops, model.embed(ops, ctx), ctx, **taps)
     logits: Any = model.logits(ops, hidden, ctx)
+    if quantized == "auto" and dense == "bf16" and suits_bf16(recorder.weights):
+        return record(model, kv, "bf16", outputs, adapters, prompt_rows, dense)
     symbols |= {"hidden": hidden, "logits": logits}
     if "normed" in outputs:
         normed: Any = model.final_norm(ops, hidden)
@@ -98,6 +104,7 @@ class Recorder:
         self._quantized = quantized
         self._ordered: dict[tuple[Symbol, bytes], Symbol] = {}
         self._rounded: dict[tuple[Symbol, Kind], Symbol] = {}
+        self._multiplied: dict[int, Sequence[PackedWeight]] = {}  # by the first one's identity
         self._overwritten: set[Symbol] = set()
 
     def run(self, op: Op, *args: Any) -> Any:
@@ -116,17 +123,21 @@ class Recorder:
         if weight.format.ordered:
             assert weight.order is not None
             x = self._permuted(x, weight.order)
-        return self.rounded(x, self._kind(weight.format))
+        self._multiplied[id(weight)] = [weight]
+        return self.rounded(x, activation_kind(weight.format, self._quantized))
 
     def kind_for(self, weights: Sequence[PackedWeight]) -> Kind:
         """The kind of rows that all of `weights` are multiplied with."""
         formats = dict.fromkeys(weight.format for weight in weights)
         if any(f.ordered for f in formats):
             raise ValueError("experts whose inputs have an order of their own are not supported")
-        return common_kind([self._kind(f) for f in formats])
+        self._multiplied[id(weights[0])] = weights
+        return common_kind(list(formats), self._quantized)
 
-    def _kind(self, weight: WeightFormat) -> Kind:
-        return activation_kind(weight, self._quantized)
+    @property
+    def weights(self) -> Iterator[PackedWeight]:
+        """Those that rows were made for."""
+        return chain.from_iterable(self._multiplied.values())
 
     def _permuted(self, x: Symbol, order: NDArray[np.int32]) -> Symbol:
         """x with its columns in another order, made once however many nodes read it."""

@@ -154,7 +154,7 @@ def program(
             "in advance.",
             field="model",
         )
-    return apply(record(model, numbers, quantized)[0], FUSIONS)
+    return apply(record(model, numbers, quantized, dense=dense)[0], FUSIONS)
 
 
 class PackedShapes(ShapeSource):

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from galley.kernels import _native
 from galley.kernels.arena import aligned_bytes
+from galley.kernels.caches import largest_cache
 
 _READ, _ARITHMETIC = 0, {"f32": 1, "bf16": 2, "int8": 3}
-_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _ROUNDS = 1_000_000
 
 
 def beyond_caches() -> int:
     """Bytes of which no cache holds a large part: twice the largest, and at least 256 MiB."""
-    sizes = [path.read_text().strip() for path in _CACHES.glob("index*/size")]
-    largest = max((int(size[:-1]) << 10 for size in sizes if size.endswith("K")), default=0)
-    return max(256 << 20, 2 * largest)
+    return max(256 << 20, 2 * largest_cache())
 
 
 @dataclass(frozen=True)

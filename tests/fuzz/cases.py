@@ -200,7 +200,7 @@ def draw_flags(rng: random.Random, family: str | None = None) -> dict[str, Any]:
         "scheduling_policy": rng.choice(("fcfs", "priority")),
         "prefix_caching_hash_algo": rng.choice(("sha256", "sha256_cbor")),
         "dtype": rng.choice(("auto", "float32")),
-        "quantized_activations": rng.choice(get_args(QuantizedActivations)),
+        "quantized_activations": rng.choice(get_args(QuantizedActivations)[: 4 if isa() == "amx" else 3]),
     }
     if rng.random() < 0.8:
         flags["speculative_config"] = {

@@ -83,8 +83,9 @@ FORMATS: dict[str, Recipe | None] = {
     "E4M3": Recipe(8, 128, scale=np.float32, table=E4M3, activations="as_is"),
 }
 FLOATS = ("NF4", "NF4 nested", "E4M3")
-#: Whose rows may be bf16.
+#: Whose rows are bf16 where AMX multiplies them, and may be.
 FOUR_BITS = ("GPTQ 128", "AWQ 128", "W4A16 per output", "HQQ 4 bits")
+INTEGERS = ("Q4_0", "Q4_1", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "E2M1")
 #: (N, K): the default model's, then odd ones.
 SHAPES = [(960, 576), (576, 1536), (64, 128), (33, 160), (1, 32), (31, 288), (70, 640)]
 ODD_K = [(40, 7), (5, 1), (37, 71), (64, 33)]
@@ -704,12 +705,13 @@ class TestTiles:
             for rows in (1, 5, 16, 17, 33):
                 assert np.array_equal(linear(x[:rows], w), whole[:rows])
 
-    @pytest.mark.parametrize("name", [*FOUR_BITS, "Q4_0", "Q4_1"])
-    def test_order_of_additions_of_four_bits(self, name):
+    @pytest.mark.parametrize("name", [*FOUR_BITS, *INTEGERS])
+    def test_order_of_additions_of_codes(self, name):
         """Integers as bf16: sums of a group, at most 256 values of it, times its scale, and of x
         times its min; in every row.
         """
-        for n, k in [(70, 640), (33, 160), (40, 2080)]:
+        spans = FORMATS[name].super_scales
+        for n, k in [(70, 512), (40, 2304)] if spans else [(70, 640), (33, 160), (40, 2080)]:
             w = pack(random_weight(name, n, k))
             x = rows_of(BF16, random_rows(70, k))
             x.data[3].view(np.uint16)[:40] = 1  # too small to be normal
@@ -721,7 +723,8 @@ class TestTiles:
                 if isinstance(codes.zero, int)
                 else np.repeat(codes.zero, group, axis=1)[:, :k]
             )
-            levels = codes.q.astype(np.float32) - zero
+            levels = codes.q.astype(np.float32) - zero if codes.table is None else codes.table[codes.q]
+            levels = levels.astype(np.float32)
             borders = sorted({*range(0, k, group), *range(0, k, 256), k})
             for first, last in itertools.pairwise(borders):
                 g, part = first // group, slice(first, last)

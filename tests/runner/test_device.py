@@ -10,6 +10,7 @@ import pytest
 from galley import LLM, SamplingParams
 from galley.config import DeviceConfig, EngineConfig, ModelConfig, ModelInfo
 from galley.errors import ConfigError, ModelError
+from galley.kernels._native import isa
 from galley.models.registry import ARCHITECTURES, Architecture
 from galley.runner.device import dense_format, open_device
 from tests.kernels.test_passes import Chain
@@ -88,7 +89,13 @@ def test_an_unknown_architecture_is_refused_before_a_backend_is_opened():
 
 
 @pytest.mark.parametrize(
-    ("flag", "kinds"), [("auto", {"q8", "q16"}), ("int8", {"q8"}), ("int16", {"q16"})]
+    ("flag", "kinds"),
+    [
+        ("auto", {"q8", "q16"}),
+        ("int8", {"q8"}),
+        ("int16", {"q16"}),
+        pytest.param("bf16", set(), marks=pytest.mark.skipif(isa() != "amx", reason="needs AMX")),
+    ],
 )
 def test_quantized_activations_are_what_the_flag_says(flag, kinds):
     config = EngineConfig(
@@ -97,6 +104,13 @@ def test_quantized_activations_are_what_the_flag_says(flag, kinds):
     executable = open_device(config, "bf16", MODEL, []).build(Chain("Q4_0", "Q4_1"), LIMITS)
     program = executable.describe()
     assert {kind for kind in ("q8", "q16") if f" {kind}" in program} == kinds
+
+
+def test_activations_of_bf16_need_amx(monkeypatch):
+    monkeypatch.setenv("GALLEY_CPU_ISA", "generic")
+    config = EngineConfig(model=ModelConfig(quantized_activations="bf16"))
+    with pytest.raises(ConfigError, match="--quantized-activations bf16 needs AMX"):
+        open_device(config, "bf16", MODEL, [])
 
 
 def test_a_backend_without_batch_invariance_is_logged(caplog):
