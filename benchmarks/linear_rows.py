@@ -1,7 +1,7 @@
 """`linear` by weight format and number of rows: µs and GB/s of weights.
 
     python -m benchmarks.linear_rows [--rows 1,2,4,8,64] [--size 2048] [--megabytes 600]
-        [FORMAT ...]
+        [--activations auto,bf16] [FORMAT ...]
 
 One thread and CPU time; weights are read in turn from copies that no cache holds together.
 Formats are measured in turn within each round, so that a busy machine slows all of them; the least
@@ -35,6 +35,7 @@ FORMATS: dict[str, Recipe | None] = {
     "Q6_K": Recipe(6, 16, 32, scale=np.int8, super_scales=True),
     "Q4_0": Recipe(4, 32, 8),
     "Q4_1": Recipe(4, 32, min=True),
+    "Q5_K": Recipe(5, 32, scale=np.uint8, min=True, super_scales=True),
     "Q8_0": Recipe(8, 32, 128),
     "W4A16": Recipe(4, 128, 8, BF16, activations="as_is"),
     "AWQ": Recipe(4, 128, "each", activations="as_is"),
@@ -64,9 +65,9 @@ class Case:
         self.seconds.append((time.thread_time() - start) / COPIES)
 
 
-def case(name: str, weight: PackedWeight, copies: list[Any], rows: int) -> Case:
+def case(name: str, weight: PackedWeight, copies: list[Any], rows: int, asked: Any) -> Case:
     n, k = weight.shape
-    kind = Kind(activation_kind(weight.format, "auto"))
+    kind = Kind(activation_kind(weight.format, asked))
     values = np.random.default_rng(rows).standard_normal((rows, k)).astype(np.float32)
     arrays = {"x": activation_rows.quantized(values, kind), "out": aligned((rows, n), np.float32)}
     natives = []
@@ -75,7 +76,7 @@ def case(name: str, weight: PackedWeight, copies: list[Any], rows: int) -> Case:
         for data in copies[first : first + COPIES]:
             native.add("linear", {**arrays, "weight": data}, x_kind=kind, **weight.arguments())
         natives.append(native)
-    return Case(name, rows, weight.data.nbytes, natives)
+    return Case(f"{name}, {kind.name}", rows, weight.data.nbytes, natives)
 
 
 def copies_of(weight: PackedWeight, megabytes: int) -> list[Any]:
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=2048, help="inputs and outputs")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--megabytes", type=int, default=600, help="copies of a format's weights")
+    parser.add_argument("--activations", default="auto", help="as of --quantized-activations")
     given = parser.parse_args()
     rng = np.random.default_rng(0)
     cases = []
@@ -105,7 +107,11 @@ def main() -> None:
         )
         weight = pack(made, "bf16")
         copies = copies_of(weight, given.megabytes)
-        cases += [case(name, weight, copies, int(rows)) for rows in given.rows.split(",")]
+        cases += [
+            case(name, weight, copies, int(rows), asked)
+            for asked in given.activations.split(",")
+            for rows in given.rows.split(",")
+        ]
     turn = 0
     for _ in range(given.rounds):
         for each in cases:

@@ -53,6 +53,8 @@ template <int kSubs> struct CodeParts {
     int64_t in_span = first % span;
     const uint8_t* header = panel + weight->header_at(first);
     const uint8_t* at = header + header_bytes + in_span * block_bytes;
+    ScaleAndMin upper[kHalves] = {};
+    if (kMins && reader.kind == Scale::u6) return read_sixes(reader, header);
     for (int part = 0; part < parts; part++) {
       int step = begin[part];
       const int sub = step % kSubs;
@@ -60,9 +62,12 @@ template <int kSubs> struct CodeParts {
       if (sub == 0 && in_span == 0) {
         for (int64_t b = 0; b < header_bytes; b += 64) __builtin_prefetch(header + kAhead + b);
       }
+      if (part == 0 || in_span == 0) {
+        for (int half = 0; half < kHalves; half++) upper[half] = reader.upper<kMins>(header, half);
+      }
       const int64_t entry = kSubs == 2 ? 2 * in_span - sub : of_scale == 1 ? in_span : in_span / of_scale;
       for (int half = 0; half < kHalves; half++) {
-        const ScaleAndMin affine = reader.scales<kMins>(header, entry, half);
+        const ScaleAndMin affine = reader.scales<kMins>(upper[half], header, entry, half);
         store(scales[part] + half * kLanes, affine.scale);
         if (kMins) store(mins[part] + half * kLanes, affine.min);
         if (kSubs == 1 && has_zeros) {
@@ -76,6 +81,23 @@ template <int kSubs> struct CodeParts {
         at += block_bytes, in_span++;
       }
     }
+  }
+
+ private:
+  // Of scales of 6 bits, of which a piece has one header.
+  void read_sixes(const HeaderReader& reader, const uint8_t* header) {
+    constexpr int kEntries = 8;
+    for (int64_t b = 0; b < header_bytes; b += 64) __builtin_prefetch(header + kAhead + b);
+    for (int half = 0; half < kHalves; half++) {
+      const ScaleAndMin upper = reader.upper<true>(header, half);
+      ScaleAndMin each[kEntries];  // in registers: entries share bytes
+      _Pragma("GCC unroll 8") for (int i = 0; i < kEntries; i++) each[i] = reader.six(upper, header, i, half);
+      _Pragma("GCC unroll 8") for (int i = 0; i < kEntries; i++) {
+        store(scales[i] + half * kLanes, each[i].scale);
+        store(mins[i] + half * kLanes, each[i].min);
+      }
+    }
+    for (int i = 0; i < count; i++) codes[i] = header + header_bytes + i * block_bytes, zeros_of[i] = zeros[i];
   }
 };
 
@@ -117,7 +139,7 @@ template <int R, int kSubs, bool kMins> class CodeTiles {
   }
 
  private:
-  static constexpr int kBatch = 8;
+  static constexpr int kBatch = 4;
   using Sums = float[kHalves][R * kLanes];
 
   template <Tile first, Tile second, class Between>

@@ -241,17 +241,32 @@ struct HeaderReader {
   }
   template <bool kMin>
   GALLEY_INLINE ScaleAndMin scales(const uint8_t* header, int64_t entry, int half) const {
-    if (kMin && kind == Scale::u6) return six(header, entry, half);
-    if (kMin && kind == Scale::u4) return four(header, entry, half);
+    return scales<kMin>(upper<kMin>(header, half), header, entry, half);
+  }
+  // What all scales, and mins, of a header are multiplied with, if they have two levels.
+  template <bool kMin> GALLEY_INLINE ScaleAndMin upper(const uint8_t* header, int half) const {
+    if (kMin && (kind == Scale::u6 || kind == Scale::u4)) {
+      return {load_f16(header + half * kLanes * 2), load_f16(header + kPanel * 2 + half * kLanes * 2)};
+    }
+    if (!kMin && (kind == Scale::i8 || kind == Scale::s6)) {
+      return {load_f16(header + half * kLanes * 2), zero()};
+    }
+    if (!kMin && kind == Scale::e4m3) return {load(reinterpret_cast<const float*>(header) + half * kLanes), zero()};
+    return {zero(), zero()};
+  }
+  template <bool kMin>
+  GALLEY_INLINE ScaleAndMin scales(const ScaleAndMin& upper, const uint8_t* header, int64_t entry,
+                                   int half) const {
+    if (kMin && kind == Scale::u6) return six(upper, header, entry, half);
+    if (kMin && kind == Scale::u4) return four(upper, header, entry, half);
     if (!kMin && kind == Scale::i8) {
       const uint8_t* bytes = header + kPanel * 2 + entry * kPanel + half * kLanes;
-      return {load_f16(header + half * kLanes * 2) * to_float(load_i8(bytes)), zero()};
+      return {upper.scale * to_float(load_i8(bytes)), zero()};
     }
-    if (!kMin && kind == Scale::s6) return {signed_six(header, entry, half), zero()};
+    if (!kMin && kind == Scale::s6) return {upper.scale * signed_six(header, entry, half), zero()};
     if (!kMin && kind == Scale::e4m3) {
       const uint8_t* bytes = header + kPanel * 4 + entry * kPanel + half * kLanes;
-      const Float factor = load(reinterpret_cast<const float*>(header) + half * kLanes);
-      return {factor * float8_number(load_u8(bytes)), zero()};
+      return {upper.scale * float8_number(load_u8(bytes)), zero()};
     }
     if (!kMin && kind == Scale::nested) return {nested(header, entry, half), zero()};
     const uint8_t* at = header + entry * line_bytes;
@@ -272,6 +287,20 @@ struct HeaderReader {
     Int four = load_u8(twice);
     if (half) four = shift_right<4>(four);
     return select(lane_numbers() < all(8), four, shift_right<2>(four)) & all(3);
+  }
+
+  // 6-bit scales and mins, times f16.
+  static GALLEY_INLINE ScaleAndMin six(const ScaleAndMin& upper, const uint8_t* header, int64_t entry,
+                                       int half) {
+    const uint8_t* bytes = header + 2 * kPanel * 2 + entry % 4 * kPanel + half * kLanes;
+    const Int low = load_u8(bytes), mid = load_u8(bytes + 4 * kPanel);
+    Int scale = low & all(63), min = mid & all(63);
+    if (entry >= 4) {
+      const Int high = load_u8(bytes + 8 * kPanel);
+      scale = (high & all(15)) | (shift_right<2>(low) & all(48));
+      min = shift_right<4>(high) | (shift_right<2>(mid) & all(48));
+    }
+    return {upper.scale * to_float(scale), upper.min * to_float(min)};
   }
 
  private:
@@ -297,10 +326,10 @@ struct HeaderReader {
     return as_float(value | shift_left<24>(code & all(128)));
   }
   // 4-bit scales and mins, times f16.
-  static GALLEY_INLINE ScaleAndMin four(const uint8_t* header, int64_t entry, int half) {
+  static GALLEY_INLINE ScaleAndMin four(const ScaleAndMin& upper, const uint8_t* header, int64_t entry,
+                                        int half) {
     const Int both = load_u8(header + 2 * kPanel * 2 + entry * kPanel + half * kLanes);
-    return {load_f16(header + half * kLanes * 2) * to_float(both & all(15)),
-            load_f16(header + kPanel * 2 + half * kLanes * 2) * to_float(shift_right<4>(both))};
+    return {upper.scale * to_float(both & all(15)), upper.min * to_float(shift_right<4>(both))};
   }
   GALLEY_INLINE Float nested(const uint8_t* header, int64_t entry, int half) const {
     const float* factor = reinterpret_cast<const float*>(header + kPanel * 4) + half * factors;
@@ -308,7 +337,7 @@ struct HeaderReader {
     const Int code = load_u8(header + nested_codes_at + entry * kPanel + half * kLanes);
     return look_up(nested_levels, code) * look_up(factor, shift_right<8>(place)) + all(factor[factors - 1]);
   }
-  // 6-bit scales around 32, times f16.
+  // 6-bit scales around 32.
   static GALLEY_INLINE Float signed_six(const uint8_t* header, int64_t entry, int half) {
     const uint8_t* bytes = header + kPanel * 2 + half * kLanes;
     Int scale;
@@ -319,20 +348,7 @@ struct HeaderReader {
       scale = shift_right<6>(load_u8(first)) | (shift_right<4>(load_u8(first + 4 * kPanel)) & all(12)) |
               (shift_right<2>(load_u8(first + 8 * kPanel)) & all(48));
     }
-    return load_f16(header + half * kLanes * 2) * to_float(scale + all(-32));
-  }
-  // 6-bit scales and mins, times f16.
-  static GALLEY_INLINE ScaleAndMin six(const uint8_t* header, int64_t entry, int half) {
-    const uint8_t* bytes = header + 2 * kPanel * 2 + entry % 4 * kPanel + half * kLanes;
-    const Int low = load_u8(bytes), mid = load_u8(bytes + 4 * kPanel);
-    Int scale = low & all(63), min = mid & all(63);
-    if (entry >= 4) {
-      const Int high = load_u8(bytes + 8 * kPanel);
-      scale = (high & all(15)) | (shift_right<2>(low) & all(48));
-      min = shift_right<4>(high) | (shift_right<2>(mid) & all(48));
-    }
-    return {load_f16(header + half * kLanes * 2) * to_float(scale),
-            load_f16(header + kPanel * 2 + half * kLanes * 2) * to_float(min)};
+    return to_float(scale + all(-32));
   }
 };
 

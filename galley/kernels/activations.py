@@ -63,8 +63,8 @@ def _chooses_bf16(weight: WeightFormat) -> bool:
 
 def common_kind(weights: Sequence[WeightFormat], quantized: QuantizedActivations) -> Kind:
     """The kind of rows that are multiplied with weights of all these formats: that of each, or else
-    integers of 16 bits with a scale per 32. Raises ValueError if dense weights and codes, or weights
-    of float32 and bfloat16, are to share rows.
+    integers of 16 bits with a scale per 32. Raises ValueError if dense weights and codes, or
+    weights of float32 and bfloat16, are to share rows.
     """
     kinds = {activation_kind(weight, quantized) for weight in weights}
     if len(kinds) > 1:

@@ -51,8 +51,8 @@ def record(
 ) -> tuple[list[Node], dict[str, Symbol]]:
     """The model's forward pass and its outputs by name. Arguments as for `Recorder` and `Ops`.
 
-    Rows are "bf16" where "auto" is asked for, `dense` (the format of weights that are not quantised)
-    is bf16 too, and they suit the model (`suits_bf16`).
+    "auto" means "bf16" where they suit the model (`suits_bf16`) and `dense`, the format of weights
+    that are not quantised, is bf16 too.
 
     Outputs: `hidden` [T, H], the result of `model.forward`; `logits` [L, V]; and, if they are among
     `outputs`, `normed` [T, H], `hidden` after the final norm, and `layer.I` [T, H], the input of

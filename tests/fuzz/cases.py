@@ -16,6 +16,7 @@ import numpy as np
 from galley.config import EngineConfig, ModelInfo
 from galley.config.engine import QuantizedActivations
 from galley.config.resolve import Machine, from_kwargs, resolve
+from galley.kernels._native import isa
 from galley.kernels.backend import kv_layout
 from galley.kv.format import KVFormat
 from galley.loader.tensor import RawTensor, TensorHeader
@@ -200,7 +201,9 @@ def draw_flags(rng: random.Random, family: str | None = None) -> dict[str, Any]:
         "scheduling_policy": rng.choice(("fcfs", "priority")),
         "prefix_caching_hash_algo": rng.choice(("sha256", "sha256_cbor")),
         "dtype": rng.choice(("auto", "float32")),
-        "quantized_activations": rng.choice(get_args(QuantizedActivations)[: 4 if isa() == "amx" else 3]),
+        "quantized_activations": rng.choice(
+            [name for name in get_args(QuantizedActivations) if name != "bf16" or isa() == "amx"]
+        ),
     }
     if rng.random() < 0.8:
         flags["speculative_config"] = {

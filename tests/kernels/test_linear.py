@@ -723,7 +723,9 @@ class TestTiles:
                 if isinstance(codes.zero, int)
                 else np.repeat(codes.zero, group, axis=1)[:, :k]
             )
-            levels = codes.q.astype(np.float32) - zero if codes.table is None else codes.table[codes.q]
+            levels = (
+                codes.q.astype(np.float32) - zero if codes.table is None else codes.table[codes.q]
+            )
             levels = levels.astype(np.float32)
             borders = sorted({*range(0, k, group), *range(0, k, 256), k})
             for first, last in itertools.pairwise(borders):
@@ -850,7 +852,7 @@ class TestBadArguments:
             ({"table": 1, "format": 5}, "codes of 4 bits"),
             ({"table": 1, "offset": 1}, "without offsets"),
             ({"table": 2, "offset": 2}, "a table has no zeros"),
-            ({"x_kind": BF16, "group": 16}, "x_kind 1 does not fit this weight"),
+            ({"x_kind": BF16, "group": 16, "offset": 2}, "x_kind 1 does not fit this weight"),
             ({"x_kind": Q8_ROW}, "x_kind 3 does not fit this weight"),
             ({"table": 2}, "x_kind 2 does not fit this weight"),
             ({"x_kind": 5}, "x_kind must be 0 .. 4"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from galley.kernels._native import isa
 from galley.kernels.activations import activation_kind
 from galley.kernels.cpu import CpuBackend
 from galley.kernels.program import Kind
@@ -102,7 +103,7 @@ MIXES = {
 
 class RoundingBackend(ReferenceBackend):
     """The reference with activations rounded as native kernels round them before weights of codes:
-    to int8 or int16, one scale per 32."""
+    to int8 or int16, one scale per 32, or to bfloat16."""
 
     def __init__(self, quantized: str = "auto") -> None:
         super().__init__()
@@ -113,7 +114,8 @@ class RoundingBackend(ReferenceBackend):
         weight.round_input = torch.Tensor.float
         if data.dense is None:
             kind = activation_kind(pack(data).format, self._quantized)
-            weight.round_input = {Kind.q8: int8_rows, Kind.q16: int16_rows}[kind]
+            rows = {Kind.q8: int8_rows, Kind.q16: int16_rows, Kind.bf16: bf16_rows}
+            weight.round_input = rows[kind]
         return weight
 
     def build(self, model, limits):
@@ -145,9 +147,13 @@ def int16_rows(x: torch.Tensor) -> torch.Tensor:
     return (q * scale).flatten(-2)
 
 
+def bf16_rows(x: torch.Tensor) -> torch.Tensor:
+    return x.bfloat16().float()
+
+
 #: Where a value lies between two codes, the last bit of a float decides. Of 8 bits few do, and
 #: those rows are far off; of 16 bits some do in every row, and move it little.
-MEDIAN_ERRORS = {"int8": 1e-5, "int16": 2e-4}
+MEDIAN_ERRORS = {"int8": 1e-5, "int16": 2e-4} | ({"bf16": 1e-5} if isa() == "amx" else {})
 
 
 @pytest.mark.parametrize("name", list(MIXES))
