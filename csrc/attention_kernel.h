@@ -220,7 +220,7 @@ template <class W, int R, bool Ahead> GALLEY_INLINE void value_tile(RowBlock& b)
   }
 }
 
-// Which phases of a block's rows to compute: all, or those on either side of the weights.
+// The phases of a block's rows to compute: all, or those on either side of the softmax.
 enum class Part { all, scores, values };
 template <class W, Part part, bool Ahead, int R> void attend_rows(RowBlock& b) {
   if (part != Part::values) score_tile<W, R, Ahead>(b, {0, b.shape->words});

@@ -87,8 +87,8 @@ struct DeltaGroup {
   explicit DeltaGroup(int64_t pace) : ahead(pace) {}
 };
 
-// Whether the decays of a token are alike for all keys, or act before or after it looks at the state.
-enum class Decay { alike, before, after };
+// Whether the decay of a token is one for all keys, or acts before or after it looks at the state.
+enum class Decay { uniform, before, after };
 
 // Products of `terms` terms from number s on with key and query; `by` are the decays.
 template <int terms, bool kDecays, Decay when>
@@ -124,7 +124,7 @@ GALLEY_INLINE void look(DeltaHead& head, int64_t old, const float* key, const fl
     store(rows + head.stride + i, load(query + i) * next);
     store(head.decay + i, next);
   }
-  constexpr bool kDecays = when != Decay::alike;
+  constexpr bool kDecays = when != Decay::uniform;
   Float total[2 * kDeltaTerms];
   int64_t s = 0;
   for (; s + 4 <= old; s += 4) term_products<4, kDecays, when>(head, s, key, query, by, total);
@@ -133,7 +133,7 @@ GALLEY_INLINE void look(DeltaHead& head, int64_t old, const float* key, const fl
   for (; s < head.terms; s++) term_products<1, false, when>(head, s, key, query, by, total);
   for (; s < kDeltaTerms; s++) total[s] = total[kDeltaTerms + s] = zero();
   sum_each<2 * kDeltaTerms>(total, products);
-  if (when == Decay::alike) store(products, load(products) * load(head.scale));
+  if (when == Decay::uniform) store(products, load(products) * load(head.scale));
 }
 
 // sums[r][v] = sum over keys, in order, of rows[r] * Q.
@@ -342,7 +342,7 @@ GALLEY_INLINE Float sigmoid(const Float& x) {
 
 // Decays of the tokens of a group: one number each,
 struct GatedDecays {
-  static constexpr Decay when = Decay::alike;
+  static constexpr Decay when = Decay::uniform;
   alignas(64) float decay[kLanes];
 
   GALLEY_INLINE void begin(const GatedDeltaRun& run, int64_t start, int64_t count) {

@@ -49,8 +49,8 @@ class ExpertAdapterOp : public Op {
   // The row of x or out that belongs to a place.
   int64_t row_of(int64_t place) const { return by_token_ ? runs_->token[place] : place; }
 
-  // Which experts a token has chosen is known when the layer's router has run, so this is called
-  // by `tiles`, once before each run.
+  // The experts of a token are known when the layer's router has run, so this is called by
+  // `tiles`, once before each run.
   void make_groups(const Step& step) const {
     places_.clear(), groups_.clear();
     for (const ExpertRun& run : runs_->runs) {

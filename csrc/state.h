@@ -147,7 +147,7 @@ class StateCache {
   }
 
  private:
-  // Which of the sequence's states holds the token at `position`.
+  // The index of the sequence's state that holds the token at `position`.
   int64_t state_of(int64_t position) const { return interval_ > 0 ? position / interval_ : 0; }
   float* at(int32_t slot, int64_t index, int64_t unit) const {
     const int64_t number = first_ + unit;

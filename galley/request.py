@@ -87,8 +87,8 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     field: str | None = None
 
 
-class _NamesFaults(msgspec.StructMeta):
-    """Metaclass whose constructor errors name the field at fault."""
+class _NamesField(msgspec.StructMeta):
+    """Metaclass whose constructor names the field in its errors."""
 
     def __call__(cls, **args: Any) -> Any:
         """Raises InvalidRequest for an unknown field or a value of the wrong type, Unsupported
@@ -236,7 +236,7 @@ class StructuredOutputs(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 
 class StructuredOutputsParams(
-    StructuredOutputs, metaclass=_NamesFaults, omit_defaults=True, kw_only=True
+    StructuredOutputs, metaclass=_NamesField, omit_defaults=True, kw_only=True
 ):
     """`StructuredOutputs` with exactly one constraint, which is verified.
 
@@ -341,7 +341,7 @@ class ReasoningLimits(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class SamplingParams(
-    msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True, kw_only=True, tag="sampling"
+    msgspec.Struct, metaclass=_NamesField, omit_defaults=True, kw_only=True, tag="sampling"
 ):
     """How to sample one request (vLLM's names, types and defaults).
 
@@ -486,7 +486,7 @@ PoolingTask = Literal["embed", "classify", "token_embed", "token_classify"]
 
 
 class PoolingParams(
-    msgspec.Struct, metaclass=_NamesFaults, omit_defaults=True, kw_only=True, tag="pooling"
+    msgspec.Struct, metaclass=_NamesField, omit_defaults=True, kw_only=True, tag="pooling"
 ):
     """How to turn a prompt into one vector, or one of each token, without generating.
 

@@ -32,7 +32,7 @@ class FunctionTool:
 
 @dataclass(frozen=True)
 class ToolChoice:
-    """Which tools are called.
+    """The tools that an answer calls, or may call.
 
     Attributes:
         mode: never, as the model likes, at least one, or the one called `name`.

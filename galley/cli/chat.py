@@ -14,7 +14,7 @@ from typing import Any
 from galley.cli.answer import Writer, dim, writer
 from galley.cli.parser import CommandParser, engine_flags, make
 from galley.cli.prompt import QUOTES, messages, unechoed
-from galley.cli.talk import SAMPLING, ChatFlags, Message, Talker, connect, sampling_options
+from galley.cli.talk import SAMPLING, ChatBackend, ChatFlags, Message, connect, sampling_options
 from galley.config.resolve import SECTIONS
 from galley.errors import GalleyError
 
@@ -46,9 +46,9 @@ def main(argv: list[str]) -> int:
     if flags.quick is not None or not sys.stdin.isatty():
         for text in messages() if flags.quick is None else [flags.quick]:
             chat.messages.append({"role": "user", "content": text})
-            show(chat.talker.chat(chat.messages, chat.options), chat.talker, flags.stats)
+            show(chat.backend.chat(chat.messages, chat.options), chat.backend, flags.stats)
         return 0
-    note(f"Chatting with {chat.talker.name}. /help lists commands; Ctrl-D or /quit exits.")
+    note(f"Chatting with {chat.backend.name}. /help lists commands; Ctrl-D or /quit exits.")
     for text in messages(history=flags.history):
         if not chat.turn(text):
             break
@@ -67,10 +67,10 @@ class Chat:
         options: sampling fields.
     """
 
-    def __init__(self, talker: Talker, flags: ChatFlags) -> None:
-        self.talker = talker
+    def __init__(self, backend: ChatBackend, flags: ChatFlags) -> None:
+        self.backend = backend
         self.options = sampling_options(flags)
-        self.options.setdefault("max_tokens", min(MAX_TOKENS, talker.limit or MAX_TOKENS))
+        self.options.setdefault("max_tokens", min(MAX_TOKENS, backend.limit or MAX_TOKENS))
         self.stats = flags.stats
         self._markdown = flags.markdown
         self._tokens_per_char = 0.0
@@ -118,8 +118,8 @@ class Chat:
             output = writer(self._markdown)
             try:
                 text = show(
-                    self.talker.chat(self.messages, self.options, go_on),
-                    self.talker,
+                    self.backend.chat(self.messages, self.options, go_on),
+                    self.backend,
                     self.stats,
                     output,
                 )
@@ -148,17 +148,17 @@ class Chat:
             self.messages.append({"role": "assistant", "content": text})
         else:
             self.messages.pop()
-        if self.talker.usage.total:
-            self._tokens_per_char = self.talker.usage.total / max(self._chars(), 1)
+        if self.backend.usage.total:
+            self._tokens_per_char = self.backend.usage.total / max(self._chars(), 1)
 
     def _chars(self) -> int:
         return sum(len(m["content"]) for m in self.messages)
 
     def _note_cut(self) -> None:
-        if self.talker.finish_reason != "length":
+        if self.backend.finish_reason != "length":
             return
-        limit, total = self.talker.limit, self.talker.usage.total
-        where = f"{self.talker.usage.completion_tokens:,} tokens"
+        limit, total = self.backend.limit, self.backend.usage.total
+        where = f"{self.backend.usage.completion_tokens:,} tokens"
         if limit is not None and total >= limit:
             where = f"the context's end, {limit:,} tokens"
         note(f"[cut at {where}; /continue goes on]")
@@ -166,11 +166,11 @@ class Chat:
     def _make_room(self) -> int:
         """Drop turns that leave no room for an answer; returns how many messages."""
         dropped = 0
-        if self.talker.limit is None:
+        if self.backend.limit is None:
             return 0
-        room = min(self.options["max_tokens"], self.talker.limit // 4)
+        room = min(self.options["max_tokens"], self.backend.limit // 4)
         while True:
-            if self._chars() * self._tokens_per_char + room <= self.talker.limit:
+            if self._chars() * self._tokens_per_char + room <= self.backend.limit:
                 return dropped
             if not self._drop_oldest():
                 return dropped
@@ -283,7 +283,9 @@ COMMANDS: dict[str, tuple[Callable[[Chat, str], None], str]] = {
 ALIASES = {"?": "help", "clear": "reset"}
 
 
-def show(pieces: Iterator[str], talker: Talker, stats: bool, output: Writer | None = None) -> str:
+def show(
+    pieces: Iterator[str], backend: ChatBackend, stats: bool, output: Writer | None = None
+) -> str:
     """Print an answer as it streams and return it. Ctrl-C ends the answer, not the chat.
 
     Raises:
@@ -300,7 +302,7 @@ def show(pieces: Iterator[str], talker: Talker, stats: bool, output: Writer | No
                 answer.append(piece)
                 output.write(piece)
         except KeyboardInterrupt:
-            talker.finish_reason = None
+            backend.finish_reason = None
             close: Any = getattr(pieces, "close", None)
             if close is not None:
                 close()
@@ -310,7 +312,7 @@ def show(pieces: Iterator[str], talker: Talker, stats: bool, output: Writer | No
                 output.end()
     if stats:
         seconds = time.perf_counter() - start
-        usage = talker.usage
+        usage = backend.usage
         note(
             f"[{usage.prompt_tokens} tokens in, {usage.completion_tokens} out, first after "
             f"{first:.2f} s, {usage.completion_tokens / max(seconds, 1e-9):.1f} tokens/s]"

@@ -31,20 +31,20 @@ def parser() -> CommandParser:
 def main(argv: list[str]) -> int:
     given = parser().read(argv)
     flags = make(CompleteFlags, given)
-    talker = connect(flags, engine_flags(given))
+    backend = connect(flags, engine_flags(given))
     options = {"max_tokens": MAX_TOKENS, **sampling_options(flags)}
     if flags.quick is not None:
         print(flags.quick, end="", flush=True)
-        show(talker.complete(flags.quick, options), talker, flags.stats)
+        show(backend.complete(flags.quick, options), backend, flags.stats)
         return 0
     if not sys.stdin.isatty():
         for text in messages():
-            show(talker.complete(text, options), talker, flags.stats)
+            show(backend.complete(text, options), backend, flags.stats)
         return 0
-    note(f"Completing with {talker.name}. Ctrl-D exits.")
+    note(f"Completing with {backend.name}. Ctrl-D exits.")
     for text in messages(history=flags.history):
         try:
-            show(talker.complete(text, options), talker, flags.stats)
+            show(backend.complete(text, options), backend, flags.stats)
         except GalleyError as e:
             print(f"galley: {e.message}", file=sys.stderr)
     return 0

@@ -114,7 +114,7 @@ def python_version(version: tuple[int, ...]) -> Finding:
 
 
 def kernels(env: Mapping[str, str]) -> Finding:
-    """Which instruction set the kernels use, and whether the processor has a better one."""
+    """The instruction set of the kernels, and whether the processor has a better one."""
     try:
         from galley.kernels import _native
 

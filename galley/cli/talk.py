@@ -91,7 +91,7 @@ class Usage:
         return self.prompt_tokens + self.completion_tokens
 
 
-class Talker(Protocol):
+class ChatBackend(Protocol):
     """Streams answers as pieces of text.
 
     Attributes:
@@ -112,7 +112,7 @@ class Talker(Protocol):
     def complete(self, prompt: str, options: dict[str, Any]) -> Iterator[str]: ...
 
 
-class HttpTalker:
+class HttpBackend:
     """An OpenAI-compatible server.
 
     Args:
@@ -209,7 +209,7 @@ def _error_text(error: urllib.error.HTTPError) -> str:
     return text or error.reason
 
 
-class LocalTalker:
+class LocalBackend:
     """A model in this process."""
 
     def __init__(self, llm: LLM, name: str) -> None:
@@ -247,7 +247,7 @@ class LocalTalker:
         return self._pieces(self.llm.stream(prompt, self._params(options)))
 
 
-def connect(flags: TalkFlags, engine_values: dict[str, Any]) -> Talker:
+def connect(flags: TalkFlags, engine_values: dict[str, Any]) -> ChatBackend:
     """Return the client for the flags. Raises ConfigError for flags of both kinds."""
     # --seed is a flag of both: by itself it does not ask for an engine in this process.
     own = [name for name in engine_values if name != "seed"]
@@ -259,7 +259,7 @@ def connect(flags: TalkFlags, engine_values: dict[str, Any]) -> Talker:
         )
     if flags.url is not None or not own:
         try:
-            return HttpTalker(flags.url or DEFAULT_URL, flags.model_name, flags.api_key)
+            return HttpBackend(flags.url or DEFAULT_URL, flags.model_name, flags.api_key)
         except GalleyError:
             if flags.url is not None:
                 raise
@@ -271,7 +271,7 @@ def connect(flags: TalkFlags, engine_values: dict[str, Any]) -> Talker:
     from galley.llm import LLM
 
     llm = LLM(**engine_values)
-    return LocalTalker(llm, engine_values.get("model") or "SmolLM2-135M-Instruct")
+    return LocalBackend(llm, engine_values.get("model") or "SmolLM2-135M-Instruct")
 
 
 def check_model(model: str | None, flags: TalkFlags) -> None:

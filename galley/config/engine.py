@@ -208,7 +208,7 @@ class CacheConfig:
 class SchedulerConfig:
     """Scheduler
 
-    How much a step computes, and who goes first.
+    How much a step computes, and which requests go first.
     """
 
     max_num_batched_tokens: int | None = None

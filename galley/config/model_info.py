@@ -36,7 +36,7 @@ class ModelInfo:
             repetition_penalty, min_p, max_new_tokens), only those present.
         chat_template: the checkpoint's jinja template, if it carries one.
         source: resolved path of the directory or file.
-        model_impl: who implements the model, as --model-impl asks.
+        model_impl: the implementation of the model that --model-impl asks for.
         trust_remote_code: the implementation of transformers may run code of the checkpoint.
         head: that pools, on top of the model of `architecture`; None: no other than its own.
         pooling: how its vectors are made, as it declares; None: it declares nothing.

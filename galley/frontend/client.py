@@ -71,7 +71,7 @@ class EngineClient(Protocol):
     def prepare(
         self, prompt: Prompt, params: SamplingParams, request_id: str, **options: Any
     ) -> Submission:
-        """What `generate` would submit; it is checked and not sent."""
+        """The submission that `generate` would send, checked."""
 
     def pool(
         self,

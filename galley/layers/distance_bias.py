@@ -1,5 +1,5 @@
-"""What T5 adds to scores by the distance of two tokens: a number of each head and bucket of
-distances (Raffel et al., "Exploring the Limits of Transfer Learning")."""
+"""T5's position bias: a number of each head and bucket of distances, added to scores (Raffel et
+al., "Exploring the Limits of Transfer Learning")."""
 
 from __future__ import annotations
 

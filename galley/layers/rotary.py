@@ -29,7 +29,7 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of every rotary embedding besides its frequencies.
 
     Attributes:
-        interleaved: neighbours are rotated together; otherwise element i and i + dim / 2.
+        interleaved: pairs are adjacent elements (as in GPT-J); otherwise i and i + dim / 2 (NeoX).
         growth: (beta, n) multiplies the amplitude of position p by 1 + beta * log(1 + p // n): of
             queries, whose scores then keep their spread over long sequences.
         growth_offset: added to p in that.
@@ -70,15 +70,15 @@ def inverse_frequencies(dim: int, theta: float) -> F32:
     return frequencies
 
 
-class StillRotary(Rotary, frozen=True):
-    """No rotation: `growth` alone."""
+class NoRotation(Rotary, frozen=True):
+    """Angles of zero: only `growth` acts."""
 
     def inverse_frequencies(self) -> F32:
         return np.zeros(self.dim // 2, np.float32)
 
 
-class BackwardRotary(Rotary, frozen=True):
-    """Rotations in the other direction."""
+class InverseRotary(Rotary, frozen=True):
+    """Rotates by the negative angles."""
 
     def inverse_frequencies(self) -> F32:
         return -super().inverse_frequencies()

@@ -166,10 +166,10 @@ class CheckpointWeights:
             spare: bytes of memory for what is not packed yet; a matrix that needs more is made by
                 itself.
         """
-        room = _Room(spare)
+        limit = _ByteLimit(spare)
 
         def make(matrix: Matrix) -> list[Weight]:
-            with room.taken(self._unpacked_bytes(matrix)):
+            with limit.taken(self._unpacked_bytes(matrix)):
                 return self._make(matrix)
 
         wanted = [matrix for matrix in dict.fromkeys(matrices) if matrix not in self._made]
@@ -396,8 +396,8 @@ class CheckpointWeights:
             raise ModelError(str(error)) from None
 
 
-class _Room:
-    """A number of bytes that threads share: who finds too few waits, unless it would be alone."""
+class _ByteLimit:
+    """Bytes that threads may hold in all: a thread waits for them, unless no other holds any."""
 
     def __init__(self, size: int) -> None:
         self._size = size

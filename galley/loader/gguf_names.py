@@ -89,7 +89,7 @@ def rows_by_kv_head(heads: int, kv_heads: int, head_dim: int) -> np.ndarray:
 def deinterleaved_rows(num_heads: int, head_dim: int) -> np.ndarray:
     """int64 [num_heads * head_dim]: the row in the file of each logical row of q or k.
 
-    The file pairs the two halves of a head, since llama.cpp rotates neighbours:
+    The file pairs the two halves of a head, since llama.cpp rotates adjacent elements:
 
         logical   r0 r1 … r(h-1) | r(h) r(h+1) …        h = head_dim / 2
         file      r0 r(h) r1 r(h+1) …

@@ -449,7 +449,7 @@ def per_layer(meta: Fields, arch: str, key: str) -> list[int]:
 
 
 def layer_types(meta: Fields, arch: str) -> dict[str, Any]:
-    """Which layers have a window, where the file says it of each."""
+    """`layer_types` of the config, where the file says of each layer whether it has a window."""
     slides = meta.values.get(f"{arch}.attention.sliding_window_pattern")
     if not isinstance(slides, np.ndarray):
         return {}

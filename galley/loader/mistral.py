@@ -1,7 +1,7 @@
 """Mistral's own form of a checkpoint: params.json and consolidated*.safetensors.
 
 Tensors get the names that Hugging Face gives them. Rows of wq and wk lie as the original rotary
-embedding pairs them, neighbours of a head, and are put in order (`RawTensor.row_order`). A
+embedding pairs them, adjacent in a head, and are put in order (`RawTensor.row_order`). A
 config.json beside params.json is used instead of it.
 """
 

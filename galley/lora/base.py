@@ -17,7 +17,7 @@ from galley.quant import QuantizedWeight
 
 
 class _Numbers:
-    """What `CheckpointWeights` needs of a backend: weights stay numbers."""
+    """A backend for `CheckpointWeights` that leaves weights as float32 arrays."""
 
     def weight(self, data: QuantizedWeight, float32: bool = False) -> NDArray[np.float32]:
         return data.to_float32()

@@ -80,7 +80,7 @@ class AdapterFolder:
         return _parsed(np.asarray(raw), shape)
 
     def remove(self, load: int) -> None:
-        """Remove the file; who has mapped it keeps it."""
+        """Remove the file; processes that have mapped it keep it."""
         (self.path / str(load)).unlink(missing_ok=True)
 
 

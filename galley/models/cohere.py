@@ -1,5 +1,5 @@
-"""Cohere Command-R and Command-R 7B (Cohere 2): both blocks of a layer read one norm, neighbours
-are rotated, logits are scaled."""
+"""Cohere Command-R and Command-R 7B (Cohere 2): both blocks of a layer read one norm, the rotary
+embedding is interleaved, logits are scaled."""
 
 from __future__ import annotations
 

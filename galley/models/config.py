@@ -182,7 +182,7 @@ def read_rotary(
 
     Args:
         partial: the family may rotate the first part of each head alone.
-        interleaved: the family rotates neighbours.
+        interleaved: of the rotary embedding, as in `Rotary`.
     """
     key = "rope_parameters" if config.table("rope_parameters") else "rope_scaling"
     scaling = config.within(key).with_defaults(

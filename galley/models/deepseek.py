@@ -106,7 +106,7 @@ def latent_attention(
     """Latent attention with DeepSeek's keys and tensor names.
 
     Args:
-        interleaved: neighbours of the rotated part are rotated together.
+        interleaved: of the rotary embedding, as in `Rotary`.
     """
     hidden, heads = sizes.hidden, sizes.heads
     rank = config.integer("kv_lora_rank", least=2, most=MAX_RANK)

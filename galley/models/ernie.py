@@ -1,4 +1,4 @@
-"""ERNIE 4.5: Llama with neighbours in a head rotated together."""
+"""ERNIE 4.5: Llama with interleaved rotary embedding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ERNIE 4.5 MoE: neighbours in a head are rotated together; a bias in the choice of experts."""
+"""ERNIE 4.5 MoE: interleaved rotary embedding; a bias in the choice of experts."""
 
 from __future__ import annotations
 

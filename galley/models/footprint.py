@@ -78,8 +78,8 @@ class Footprint(msgspec.Struct, frozen=True):
 
 
 @runtime_checkable
-class MeasuresItself(Protocol):
-    """A model that cannot be recorded, and knows its sizes."""
+class HasFootprint(Protocol):
+    """A model that cannot be recorded: it gives its sizes itself."""
 
     def footprint(self) -> Footprint: ...
 
@@ -107,7 +107,7 @@ def measure(model_info: ModelInfo) -> Footprint:
     """Raises ModelError if the model is not supported."""
     source = ShapeSource()
     model = model_spec(model_info).build(source, Stage(max_positions=1))
-    if isinstance(model, MeasuresItself):
+    if isinstance(model, HasFootprint):
         return model.footprint()
     nodes, _ = record(model, KVFormat("bfloat16"))
     return Footprint(
@@ -130,7 +130,7 @@ def weight_bytes(checkpoint: Checkpoint, dense: Dense) -> int:
     """
     shapes = PackedShapes(checkpoint, dense)
     model = model_spec(checkpoint.model_info).build(shapes, Stage(max_positions=1))
-    if isinstance(model, MeasuresItself):
+    if isinstance(model, HasFootprint):
         return model.footprint().parameters * (4 if dense == "f32" else 2)
     return shapes.num_bytes
 
@@ -148,7 +148,7 @@ def program(
     """
     info = checkpoint.model_info
     model = model_spec(info).build(PackedShapes(checkpoint, dense), Stage(max_positions=1))
-    if isinstance(model, MeasuresItself):
+    if isinstance(model, HasFootprint):
         raise ModelError(
             f"{info.architecture} runs through the transformers library: its steps cannot be known "
             "in advance.",
@@ -267,7 +267,7 @@ def tensor_shapes(model_info: ModelInfo) -> dict[str, tuple[int, ...]]:
     """Name → shape of every tensor of a checkpoint that is not quantised."""
     source = ShapeSource()
     model = model_spec(model_info).build(source, Stage(max_positions=1))
-    return dict(model.footprint().tensors) if isinstance(model, MeasuresItself) else source.tensors
+    return dict(model.footprint().tensors) if isinstance(model, HasFootprint) else source.tensors
 
 
 def _weights(node: Node, rows: Dim) -> int:

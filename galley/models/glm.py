@@ -1,5 +1,5 @@
-"""GLM-4: neighbours of half of each head are rotated, gate and up in one tensor; since 0414 norms
-around each block."""
+"""GLM-4: interleaved rotary embedding of half of each head, gate and up in one tensor; since 0414
+norms around each block."""
 
 from __future__ import annotations
 

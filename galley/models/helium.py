@@ -1,4 +1,4 @@
-"""Helium: Llama that rotates neighbours."""
+"""Helium: Llama with interleaved rotary embedding."""
 
 from __future__ import annotations
 

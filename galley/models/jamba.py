@@ -16,7 +16,7 @@ from galley.models.mixture import experts, mixture, read_routing
 
 
 def jamba(model_info: ModelInfo) -> DecoderSpec:
-    """Which layers attend, and which have experts, follows from periods and offsets."""
+    """Periods and offsets say which layers attend, and which have experts."""
     config = model_fields(model_info)
     sizes = read_sizes(config)
     if config.has("layers_block_type"):

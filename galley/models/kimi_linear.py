@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from galley.config import ModelInfo
 from galley.layers.keyed_delta import KeyedDeltaSpec
-from galley.layers.rotary import StillRotary
+from galley.layers.rotary import NoRotation
 from galley.layers.weight_specs import Part
 from galley.loader.fields import MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS
 from galley.models.config import ModelFields, layer_kinds, model_fields
@@ -60,7 +60,7 @@ def _layer(config: ModelFields, sizes: Sizes, index: int, kind: str) -> LayerSpe
     mixer: MixerSpec
     if kind == "full_attention":
         spec = latent_attention(config, sizes, f"{prefix}.self_attn", interleaved=False)
-        still = StillRotary(spec.rope, theta=1.0)
+        still = NoRotation(spec.rope, theta=1.0)
         mixer = replace(spec, rotary=still, scale=(spec.nope + spec.rope) ** -0.5)
     else:
         mixer = _delta(config, sizes, f"{prefix}.self_attn")

@@ -57,7 +57,7 @@ def read_sizes(
     Args:
         theta, eps: rotary base and epsilon of norms if the config has none.
         partial_rotary: the family may rotate the first part of each head alone.
-        interleaved: the family rotates neighbours.
+        interleaved: of the rotary embedding, as in `Rotary`.
         act_key: where the config names the activation of the MLP.
         activations: those that the family may have, its default first.
 

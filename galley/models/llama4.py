@@ -10,7 +10,7 @@ from galley.kernels.ops.route import Score
 from galley.layers.attention import AttentionSpec
 from galley.layers.moe import MoESpec
 from galley.layers.norm import HeadNormSpec
-from galley.layers.rotary import StillRotary
+from galley.layers.rotary import NoRotation
 from galley.models.config import ModelFields, model_fields
 from galley.models.decoder import DecoderSpec
 from galley.models.llama import Sizes, attention, decoder, layer, read_sizes
@@ -63,7 +63,7 @@ def _attention(config: ModelFields, sizes: Sizes, prefix: str, has_rotary: bool)
     if not config.flag("attn_temperature_tuning", True):
         return spec
     growth = config.number("attn_scale", 0.1), config.integer("floor_scale", 8192, least=1)
-    return replace(spec, q_rotary=StillRotary(sizes.head_dim, 1.0, growth=growth, growth_offset=1))
+    return replace(spec, q_rotary=NoRotation(sizes.head_dim, 1.0, growth=growth, growth_offset=1))
 
 
 def _mixture(config: ModelFields, sizes: Sizes, prefix: str) -> MoESpec:

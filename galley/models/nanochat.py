@@ -8,7 +8,7 @@ from galley.config import ModelInfo
 from galley.errors import ModelError
 from galley.layers.norm import HeadNormSpec, RMSNormSpec
 from galley.layers.plain_mlp import PlainMLPSpec
-from galley.layers.rotary import BackwardRotary, Rotary
+from galley.layers.rotary import InverseRotary, Rotary
 from galley.layers.weight_specs import Part
 from galley.models.config import model_fields
 from galley.models.decoder import DecoderSpec, LayerSpec
@@ -23,7 +23,7 @@ def nanochat(model_info: ModelInfo) -> DecoderSpec:
     sizes = read_sizes(config.replaced(hidden_act="silu"))
     if type(sizes.rotary) is not Rotary:
         raise ModelError(f"{config.where}: a rope_type other than 'default' is not supported")
-    sizes = replace(sizes, rotary=BackwardRotary(sizes.head_dim, sizes.rotary.theta))
+    sizes = replace(sizes, rotary=InverseRotary(sizes.head_dim, sizes.rotary.theta))
     bias = config.flag("attention_bias", False)
     norm = RMSNormSpec(None, sizes.hidden, sizes.eps)
     head_norm = HeadNormSpec(None, sizes.head_dim, sizes.eps)

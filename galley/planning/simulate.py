@@ -1,6 +1,6 @@
 """The real scheduler, driven with step times from the planner's model instead of a device.
 
-A simulated second costs what scheduling costs. The same classes decide who runs as in a server:
+A simulated second costs what scheduling costs. The same classes schedule as in a server:
 admission, chunks, budget, preemption, `--target-itl`.
 """
 

@@ -13,7 +13,7 @@ from galley.batch import I32, StepPlan
 
 
 def verify(plan: StepPlan, token_ids: I32) -> tuple[I32, NDArray[np.bool_]]:
-    """Which of the sampled tokens count.
+    """The sampled tokens that are accepted.
 
     A row's samples count up to and including the first that differs from its draft:
 

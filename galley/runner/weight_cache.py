@@ -186,7 +186,7 @@ def cache_path(
 
 
 def _form(load_format: str) -> str:
-    """Which of the weights in one folder are read; "" where nothing was asked for."""
+    """The kind of weights that is read of a folder with several; "" = the default."""
     name = LOAD_FORMAT_ALIASES.get(load_format, load_format)
     return name if name in ("pt", "mistral") else ""
 

@@ -1,4 +1,4 @@
-"""The engines' live view as a stream of frames for all who watch.
+"""The engines' live view as a stream of frames for all watchers.
 
 One task asks the engines a few times a second and hands each answer to every watcher; it runs only
 while there is one. A watcher that does not read misses frames, and sees by their steps which.
@@ -17,7 +17,7 @@ from galley.frontend.client import EngineClient
 
 #: Seconds between two frames.
 INTERVAL = 0.25
-#: Frames that are kept for a watcher who does not read.
+#: Frames that are kept for a watcher that does not read.
 MOST_UNREAD = 8
 MOST_WATCHERS = 16
 

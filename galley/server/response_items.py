@@ -30,7 +30,7 @@ from galley.server.response_builder import to_json
 Write = Callable[..., bytes]
 
 
-class GrowingItem(Protocol):
+class StreamedItem(Protocol):
     """One item; each method returns its events."""
 
     @property
@@ -40,7 +40,7 @@ class GrowingItem(Protocol):
     def close(self, status: ItemStatus) -> bytes: ...
 
 
-class GrowingMessage:
+class StreamedMessage:
     """A message with one text.
 
     Args:
@@ -92,7 +92,7 @@ class GrowingMessage:
         )
 
 
-class GrowingReasoning:
+class StreamedReasoning:
     """Reasoning with one text."""
 
     def __init__(self, write: Write, index: int) -> None:
@@ -123,7 +123,7 @@ class GrowingReasoning:
         )
 
 
-class GrowingCall:
+class StreamedCall:
     """A tool call."""
 
     def __init__(self, write: Write, index: int, start: ToolCallStart) -> None:
@@ -164,7 +164,7 @@ class Items:
         self._write = write
         self._next_number = next_number
         self._logprobs = logprobs
-        self._open: GrowingItem | None = None
+        self._open: StreamedItem | None = None
         self._kind: type[Part] | None = None
         self.done: list[OutputItem] = []
 
@@ -172,13 +172,13 @@ class Items:
         """End the open item and begin the item of `part`; returns the events."""
         closed = self._close("completed")
         index = len(self.done)
-        item: GrowingItem
+        item: StreamedItem
         if isinstance(part, ToolCallStart):
-            item = GrowingCall(self._write, index, part)
+            item = StreamedCall(self._write, index, part)
         elif isinstance(part, Reasoning):
-            item = GrowingReasoning(self._write, index)
+            item = StreamedReasoning(self._write, index)
         else:
-            item = GrowingMessage(self._write, self._next_number, index, self._logprobs)
+            item = StreamedMessage(self._write, self._next_number, index, self._logprobs)
         self._open, self._kind = item, type(part)
         return closed + item.open()
 

@@ -55,7 +55,7 @@ def _access(ctx: Context) -> Iterator[Check]:
         "API key",
         bool(server.api_key),
         f"{len(server.api_key)} accepted",
-        "none: who reaches the server may use it",
+        "none: everyone who reaches the server may use it",
         "--api-key, VLLM_API_KEY",
         worst="warn" if is_private else "bad",
     )

@@ -1,4 +1,4 @@
-"""What /ui says about the server: its model, and how it runs."""
+"""Facts that /ui shows about the server: its model, and how it runs."""
 
 from __future__ import annotations
 

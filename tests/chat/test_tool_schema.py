@@ -68,7 +68,7 @@ def grammar_of(tag: dict[str, Any], special: bool = False) -> Grammar:
     return Grammar(json.dumps(grammar), tokens)
 
 
-#: What a parser wants before a call, beside what its grammar wants.
+#: Text that a parser needs before a call, beside that of its grammar.
 LEADS = {
     "gigachat3": "\n\nfunction call",
     "muse_glimmer": "<|start|>assistant to=look<|message|>",

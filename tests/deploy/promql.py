@@ -1,4 +1,4 @@
-"""Which metrics and labels a PromQL query names; enough of the language for our own queries."""
+"""Metrics and labels that a PromQL query names; enough of the language for our own queries."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_plain_words_beside_each_topic() -> None:
 
 
 def test_the_static_pages_lead_somewhere() -> None:
-    """What `make docs-site` writes: every address within the guide is there, and no Markdown."""
+    """The pages of `make docs-site`: every address within the guide is there, and no Markdown."""
     made = dict(guide.site())
     assert {name.removesuffix(".md") + ".html" for name in PAGES} <= set(made)
     assert {f"source/{part['file']}.html" for part in data("code").values()} <= set(made)

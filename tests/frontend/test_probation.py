@@ -12,7 +12,7 @@ def test_the_one_on_trial_in_the_second_crash_is_guilty() -> None:
     assert probation.next_trial(live) == 1
     assert [h for h in live if probation.holds(h)] == [2, 3]
     assert probation.crashed({1: 9, 4: 5}) == 1
-    assert probation.next_trial({2: 9, 3: 9, 4: 5}) == 4, "who was beside it is new under suspicion"
+    assert probation.next_trial({2: 9, 3: 9, 4: 5}) == 4, "those in the same step are suspects now"
 
 
 def test_a_trial_ends_past_the_crash_not_at_what_the_client_had() -> None:

@@ -35,7 +35,7 @@ PATIENCE = 30_000
 CHECKED = 4
 
 
-#: What of the configuration says what an answer is, or may be asked for; all else must not matter.
+#: Flags that may change an answer, or whether a request is accepted; no other may.
 SAME = ("dtype", "quantized_activations", "scheduling_policy")
 
 

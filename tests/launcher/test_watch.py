@@ -1,4 +1,4 @@
-"""When an engine counts as hanging, and who sent its SIGKILL."""
+"""Engines that hang, and the cause of a SIGKILL."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def run_linear(source: CheckpointWeights, linear: Linear, x: np.ndarray) -> np.n
     return linear(ops, ReferenceBackend().constant(x)).numpy()
 
 
-#: What a checkpoint calls qkv_proj or gate_up_proj: 64 rows of one thing and 32 of another.
+#: A fused matrix as qkv_proj or gate_up_proj: 64 rows of one part and 32 of another.
 FUSED = (Part("fused", (96, 64), (0, 64)), Part("fused", (96, 64), (64, 96)))
 
 

@@ -1,4 +1,4 @@
-"""What is known before a weight is read is what an engine then holds and runs."""
+"""The program and memory that are known before a weight is read are those of the engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from galley.planning.program import planned_model
 from galley.planning.simulate import Workload
 from tests.small_model import small_model
 
-#: What a description says of weights that are there: their format, and the table's positions.
+#: In a description, facts of weights that are there: their format, and the table's positions.
 _KNOWN = re.compile(r"(?<=\[)\d+(?=×64\], kv)|(?<=\d) [a-z]\w+[^\]=]*(?=\])")
 FLAGS: dict[str, Any] = {
     "max_model_len": 256,

@@ -1,4 +1,4 @@
-"""What the compiler of constraints does where the process, not the constraint, is at fault."""
+"""The compiler of constraints where the process fails, not the constraint."""
 
 import threading
 

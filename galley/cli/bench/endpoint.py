@@ -49,13 +49,13 @@ class Endpoint:
         with urllib.request.urlopen(request, timeout=timeout, context=self.context) as answer:
             return bytes(answer.read())
 
-    def served(self, patience: float) -> Served:
-        """The served model. Retries until the server answers or `patience` seconds have passed.
+    def served(self, timeout: float) -> Served:
+        """The served model. Retries until the server answers or `timeout` seconds have passed.
 
         Raises:
             ServerError: the server did not answer.
         """
-        end = time.monotonic() + patience
+        end = time.monotonic() + timeout
         while True:
             try:
                 card = json.loads(self.get("/v1/models"))["data"][0]

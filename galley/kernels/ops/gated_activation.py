@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from galley.kernels.recorder import Recorder
     from galley.kernels.reference import ReferenceOps
 
-#: Interleaved gate and up columns alternate in runs of so many (docs/native_ops.md).
+#: Interleaved gate and up columns alternate in runs of this length (docs/native_ops.md).
 GATE_UP_RUN = 16
 
 

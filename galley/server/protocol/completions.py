@@ -18,7 +18,7 @@ from galley.server.protocol.generation import (
 )
 
 DEFAULT_MAX_TOKENS = 16
-#: What `_prompts` accepts, for the API's description.
+#: Schemas of the values that `_prompts` accepts.
 _PROMPTS = [
     {"type": "string", "minLength": 1},
     {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},

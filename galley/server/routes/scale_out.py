@@ -192,7 +192,7 @@ async def _rendered(
     model: str,
     add_special_tokens: bool,
 ) -> GenerateRequest:
-    """What /inference/v1/generate answers as the route of `request` would."""
+    """The body for which /inference/v1/generate answers as the route of `request` would."""
     form, params = await checked(ctx, prompt, params, request, add_special_tokens)
     options = submission_options(ctx, request, add_special_tokens)
     ids = ctx.engine.prepare(form, params, id, **options).prompt_token_ids

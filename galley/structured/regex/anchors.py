@@ -11,7 +11,7 @@ from galley.structured.regex.syntax import (
     Chars,
     Concat,
     Either,
-    Look,
+    Lookaround,
     Repeat,
     Tree,
     UnsupportedPattern,
@@ -38,7 +38,7 @@ class _Case:
     start: bool
     body: Tree
     end: bool
-    looks: tuple[Look, ...] = field(default=())
+    looks: tuple[Lookaround, ...] = field(default=())
 
 
 def search(pattern: str, *, generous: bool = False) -> tuple[Language, ...]:
@@ -112,7 +112,7 @@ def _either(options: list[Tree]) -> Tree:
 
 def has_anchor(tree: Tree) -> bool:
     match tree:
-        case Anchor() | Look():
+        case Anchor() | Lookaround():
             return True
         case Concat(parts):
             return any(map(has_anchor, parts))
@@ -177,7 +177,7 @@ def _cases(tree: Tree) -> list[_Case]:
     match tree:
         case Anchor(end):
             return [_Case(not end, EMPTY, end)]
-        case Look():
+        case Lookaround():
             return [_Case(False, EMPTY, False, (tree,))]
         case Either(options):
             return _limited([case for option in options for case in _cases(option)])

@@ -108,6 +108,6 @@ NOT_WORD: Charset = union(
     intersection(complement(WORD), ((0, 127),)),
     ((0x2010, 0x2027), (0x2030, 0x203E), (0x3001, 0x3003), (0x3008, 0x3020)),
 )
-#: What `.` matches in both dialects.
+#: The characters that `.` matches, in JavaScript and in Python.
 DOT: Charset = complement(((10, 10), (13, 13), (0x2028, 0x2029)))
 PYTHON_DOT: Charset = complement(((10, 10),))

@@ -55,14 +55,14 @@ class Anchor:
 
 
 @dataclass(frozen=True)
-class Look:
+class Lookaround:
     """Lookahead: what follows starts with `body`, or does not."""
 
     body: Tree
     negative: bool
 
 
-Tree = Chars | Concat | Either | Repeat | Anchor | Look
+Tree = Chars | Concat | Either | Repeat | Anchor | Lookaround
 
 EMPTY = Concat(())
 _NEWLINE = Chars(((10, 10),))
@@ -142,7 +142,7 @@ class _Parser:
             bounds = self._quantifier()
             if bounds is None:
                 return atom
-            if isinstance(atom, Look):
+            if isinstance(atom, Lookaround):
                 raise UnsupportedPattern("repeats a lookahead")
             if self._peek("+"):
                 raise UnsupportedPattern("uses a possessive quantifier")
@@ -229,7 +229,7 @@ class _Parser:
         if not self._take(")"):
             raise UnsupportedPattern(f"has an unclosed group at position {start}")
         self.ignore_case, self.dot_all = flags
-        return Look(body, look == "!") if look else body
+        return Lookaround(body, look == "!") if look else body
 
     def _flags(self) -> bool:
         """Read `?flags` of a group. True if the group only sets flags."""

@@ -75,8 +75,8 @@ class Bench:
 
     @contextlib.contextmanager
     def laid_out(self, seed: Seed, name: str, data: bytes) -> Iterator[Path]:
-        """The seed's folder with that file in it. A mapped file is never written to: whoever still
-        maps it would be killed; so it is replaced."""
+        """The seed's folder with that file in it. The file is replaced, because
+        writing to a mapped one kills the process that maps it."""
         path = self.folders[id(seed)] / name
         path.unlink()
         path.write_bytes(data)

@@ -258,7 +258,7 @@ def execute(command: Sequence[str], show: bool) -> None:
 
 def after(sweep: Sweep, server: Server) -> None:
     if sweep.flags.after_bench_cmd is None:
-        server.forget()
+        server.clear_caches()
     else:
         execute(command_of(sweep.flags.after_bench_cmd), sweep.experiment.show_stdout)
 

@@ -27,7 +27,7 @@ class Server:
     port: int
     endpoint: Endpoint
 
-    def forget(self) -> None:
+    def clear_caches(self) -> None:
         """Clear the server's caches, so that runs are independent."""
         for path in _RESETS:
             self.endpoint.post(path)
@@ -35,12 +35,12 @@ class Server:
 
 @contextmanager
 def served(
-    command: str, settings: Settings, patience: float, show: bool = False
+    command: str, settings: Settings, timeout: float, show: bool = False
 ) -> Iterator[Server]:
     """Run a server with these settings, on the port in its command, else on a free port.
 
     Raises:
-        ServerError: the server ends, or does not answer within `patience` seconds.
+        ServerError: the server ends, or does not answer within `timeout` seconds.
     """
     whole, port = on_port(apply(settings, command_of(command)))
     print(f"galley: {shlex.join(whole)}", file=sys.stderr)
@@ -49,7 +49,7 @@ def served(
     process = subprocess.Popen(whole, stdout=out, stderr=out, env=environment)
     try:
         endpoint = Endpoint(f"http://127.0.0.1:{port}", {})
-        wait(process, endpoint, patience)
+        wait(process, endpoint, timeout)
         yield Server(port, endpoint)
     finally:
         if process.poll() is None:
@@ -64,9 +64,9 @@ def on_port(command: Sequence[str]) -> tuple[list[str], int]:
     return [*command, "--port", str(port)], port
 
 
-def wait(process: subprocess.Popen[bytes], endpoint: Endpoint, patience: float) -> None:
+def wait(process: subprocess.Popen[bytes], endpoint: Endpoint, timeout: float) -> None:
     """Wait until the server lists its models. Raises ServerError."""
-    give_up = time.monotonic() + patience
+    give_up = time.monotonic() + timeout
     while True:
         try:
             endpoint.served(0)
