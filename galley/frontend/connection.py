@@ -22,8 +22,8 @@ from galley.messages import Call, FromClient, FromEngine, Ready, Reply
 
 log = logging.getLogger(__name__)
 
-#: Seconds before a connection that was refused or has broken is opened again.
-RETRY = 1.0
+#: Seconds before a connection that has broken is opened again, and between attempts that fail.
+REOPEN, RETRY = 0.1, 1.0
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(FromEngine).decode
@@ -127,9 +127,9 @@ class Connection:
         try:
             payloads = socket.receive()
         except EOFError:
-            # It is dead, or it has disconnected this client.
+            # It is dead, which the launcher will report, or it has disconnected this client.
             self.disconnect()
-            self._retry = self._loop.call_later(RETRY, self.connect, up)
+            self._retry = self._loop.call_later(REOPEN, self.connect, up)
             return
         for payload in payloads:
             # A message may have ended the session that it came from.

@@ -326,7 +326,8 @@ def test_when_no_engine_will_be_started_all_requests_fail(tmp_path: Path) -> Non
 
 @pytest.fixture
 def retry_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("galley.frontend.connection.RETRY", 0.01)
+    for name in ("REOPEN", "RETRY"):
+        monkeypatch.setattr(f"galley.frontend.connection.{name}", 0.01)
 
 
 @pytest.mark.parametrize(
