@@ -1,7 +1,8 @@
 """Request bodies and stream parsing for each API. An open set: `BACKENDS`.
 
 Token counts come from the stream's `usage`. If a server sends none, each piece of text counts as
-one token.
+one token. Times are those of text, so that a token without text of its own (a special one, half a
+character) counts with the next; `--extra-body '{"return_token_ids": true}'` shows it at once.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ class Outcome:
     text: str = ""
     ttft: float = 0.0
     itls: list[float] = field(default_factory=list)
-    """Seconds between consecutive pieces of text."""
+    """Seconds between consecutive pieces of text or token ids."""
     latency: float = 0.0
-    """Seconds from sending to the last piece of text."""
+    """Seconds from sending to the last of them."""
     prompt_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int | None = None
@@ -75,6 +76,7 @@ class _Choice(msgspec.Struct):
     text: str | None = None
     delta: _Message | None = None
     message: _Message | None = None
+    token_ids: list[int] | None = None
     finish_reason: str | None = None
 
     def content(self) -> str:
@@ -184,7 +186,7 @@ def _read_events(outcome: Outcome, pieces: list[Mark]) -> None:
             if choice.finish_reason is not None:
                 outcome.finish_reason, ended = choice.finish_reason, when
             text = choice.content()
-            if text:
+            if text or choice.token_ids:
                 texts.append(text)
                 times.append(when)
     if not times and outcome.finish_reason is None:

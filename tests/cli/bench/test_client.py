@@ -122,6 +122,16 @@ def test_chat_streams_and_reasoning_count_as_text():
     assert read_reply(reply(data, 1000), SAMPLE).text == "rc"
 
 
+def test_a_token_without_text_counts_by_its_id():
+    head = b"HTTP/1.1 200 OK\r\n\r\n"
+    marks = [
+        (1.0, head + event(b'{"choices":[{"text":"","token_ids":[7]}]}')),
+        (3.0, event(b'{"choices":[{"text":"a","token_ids":[8,9]}]}')),
+    ]
+    outcome = read_reply(Reply(0.5, marks), SAMPLE)
+    assert (outcome.ttft, outcome.itls, outcome.text) == (0.5, [2.0], "a")
+
+
 def test_errors_inside_a_stream_fail_the_request():
     data = b"HTTP/1.1 200 OK\r\n\r\n" + event(b'{"choices":[{"text":"a"}]}')
     data += event(b'{"error":{"message":"engine died"}}')
