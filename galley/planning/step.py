@@ -132,7 +132,9 @@ class StepModel:
                 loads = [rows for d in (True, False) if len((rows := seen.rows(d)).new)]
             works = [work_of(node, each, self._cache(node)) for each in loads]
             pairs = [self._work_seconds(work) for work in works]
-            seconds = sum(s for s, _ in pairs) + machine.op_seconds
+            seconds = sum(s for s, _ in pairs)
+            if works[0].weights not in machine.rates:  # measured speeds include it
+                seconds += machine.op_seconds
             found.append(Part(works[0].label, count * seconds, max(pairs)[1]))
         sampled = load.logits * self._vocab * machine.sample_seconds
         host = machine.step_seconds + len(load.new) * machine.row_seconds

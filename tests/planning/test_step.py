@@ -52,13 +52,13 @@ def test_a_step_is_the_sum_of_its_operations_at_the_limits() -> None:
     assert step_model(model, linked, 2).seconds(load) == pytest.approx(floor / 2 + exchange)
 
 
-def test_measured_speeds_include_reading_the_weights() -> None:
+def test_measured_speeds_are_of_whole_operations() -> None:
     model = planned_model({"model": str(small_model())})
     [node] = [n for n in model.nodes if n.op == "linear"][-1:]
     load = StepLoad.of([0], [1], 1)
     work = work_of(node, load, step_model(model, MACHINE)._cache(node))
     rates = {work.weights: [(1.0, 2e9)]}
-    measured = Machine("m", "m", 2**32, 1e10, MACHINE.peak, rates=rates)
+    measured = Machine("m", "m", 2**32, 1e10, MACHINE.peak, rates=rates, op_seconds=1.0)
     parts = {part.label: part.seconds for part in step_model(model, measured).parts(load)}
     assert parts[work.label] == pytest.approx(work.operations / 2e9)
 
