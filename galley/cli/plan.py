@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
     from galley.planning.program import planned_model
 
     model = planned_model(engine)
-    machine = machine_of(flags, model, engine)
+    machine = machine_of(flags, model)
     if flags.verify:
         from galley.cli.plan_verify import verify
 
@@ -118,16 +118,15 @@ def workload_of(flags: PlanFlags) -> Workload:
     )
 
 
-def machine_of(flags: PlanFlags, model: PlannedModel, engine: dict[str, Any]) -> Machine:
+def machine_of(flags: PlanFlags, model: PlannedModel) -> Machine:
     from galley.planning.machine import THIS, device
 
     if flags.machine != THIS:
         return device(flags.machine)
     from galley.planning.calibrate import this_machine
 
-    threads = engine.get("num_threads") or 0
-    measured = model.formats, model.numbers, model.sizes
-    return this_machine(*measured, threads, flags.fresh, notice)
+    measured = model.formats, model.numbers, model.sizes, model.threads
+    return this_machine(*measured, flags.fresh, notice)
 
 
 def notice(text: str) -> None:

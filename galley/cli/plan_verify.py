@@ -6,7 +6,7 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from galley.planning.machine import Machine
 from galley.planning.predict import Prediction, predict
 from galley.planning.program import PlannedModel
 from galley.planning.simulate import Workload
+
+FIGURES = ("memory, MB", "output tokens/s", "TTFT mean, ms", "ITL mean, ms", "ITL p99, ms")
 
 
 def verify(
@@ -64,7 +66,8 @@ def run(port: int, pid: int, predicted: Prediction, tokenizer: str | None) -> di
             *("--output-len", str(workload.output), "--num-warmups", "1"),
             *("--num-prompts", str(workload.num_requests), "--temperature", "0"),
             *(("--tokenizer", tokenizer) if tokenizer else ()),
-            "--disable-tqdm",
+            # A plan knows tokens, and a random model's tokens often have no text.
+            *("--extra-body", '{"return_token_ids": true}', "--disable-tqdm"),
         ]
     )
     bench = Bench(settings, settings.base_url)
@@ -80,23 +83,29 @@ def run(port: int, pid: int, predicted: Prediction, tokenizer: str | None) -> di
     foreign = process.machine_busy() - before - (usage.cpu - own) - client
     if result["failed"]:
         raise ServerError(f"{result['failed']} requests failed: {outcome.outcomes[0].error}")
-    figures = [
-        ("memory, MB", predicted.memory.resident / 1e6, resident(pid) / 1e6),
-        ("output tokens/s", predicted.output_tokens, result["output_throughput"]),
-        ("TTFT mean, ms", predicted.ttft["mean"] * 1e3, result["mean_ttft_ms"]),
-        # Between tokens, not events: text that ends within a character waits for the next token.
-        ("ITL mean, ms", predicted.tpot * 1e3, result["mean_tpot_ms"]),
-        ("ITL p99, ms", predicted.itl["p99"] * 1e3, result["p99_itl_ms"]),
-    ]
+    latencies = (result[name] for name in ("mean_ttft_ms", "mean_tpot_ms", "p99_itl_ms"))
+    measured = [resident(pid) / 1e6, result["output_throughput"], *latencies]
     return {
         "model": predicted.model,
         "workload": msgspec.to_builtins(workload),
         "foreign_cores": max(foreign, 0.0) / wall,
-        "figures": [
-            {"": name, "predicted": p, "measured": m, "ratio": p / m if m else None}
-            for name, p, m in figures
-        ],
+        "figures": compared(predicted_figures(predicted), measured),
     }
+
+
+def predicted_figures(predicted: Prediction) -> list[float]:
+    """The figures of a prediction that are measured, in the order of FIGURES."""
+    latencies = predicted.ttft["mean"], predicted.tpot, predicted.itl["p99"]
+    memory = predicted.memory.resident / 1e6
+    return [memory, predicted.output_tokens, *(1e3 * seconds for seconds in latencies)]
+
+
+def compared(predicted: Sequence[float], measured: Sequence[float]) -> list[dict[str, Any]]:
+    """Rows of a table, one for each of FIGURES."""
+    return [
+        {"": name, "predicted": p, "measured": m, "ratio": p / m if m else None}
+        for name, p, m in zip(FIGURES, predicted, measured, strict=True)
+    ]
 
 
 def resident(pid: int) -> int:

@@ -97,7 +97,7 @@ def this_machine(
     formats: Sequence[WeightFormat],
     numbers: KVFormat,
     sizes: Sizes,
-    threads: int = 0,
+    threads: int,
     fresh: bool = False,
     notify: Callable[[str], None] = log.info,
 ) -> Machine:
@@ -106,11 +106,10 @@ def this_machine(
     Args:
         numbers: of the KV cache.
         sizes: of the model.
-        threads: that compute; 0 = one for each core.
+        threads: that compute.
         fresh: measure again what is in the cache.
         notify: told before something is measured.
     """
-    threads = threads or len(os.sched_getaffinity(0))
     path = cache_root() / f"machine-{_signature(threads)}.json"
     measured = None if fresh else _read(path)
     known = {} if measured is None else measured.formats

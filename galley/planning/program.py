@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 import msgspec
 
 from galley.config import EngineConfig, ModelInfo
+from galley.config.cores import usable_cores
 from galley.config.resolve import from_kwargs
 from galley.errors import ModelError
 from galley.kernels import _native
@@ -52,6 +53,7 @@ class PlannedModel(msgspec.Struct, frozen=True):
         nodes: of the program of a step.
         weight_bytes: of the packed weights.
         numbers, layout: of the KV cache.
+        threads: that an engine would compute with on this machine.
         has_weights: the checkpoint is here; otherwise only its config is known, and weights of a
             quantised checkpoint are taken to be 16 bits.
     """
@@ -63,6 +65,7 @@ class PlannedModel(msgspec.Struct, frozen=True):
     numbers: KVFormat
     layout: KVLayout
     footprint: Footprint
+    threads: int
     has_weights: bool
 
     @property
@@ -164,6 +167,7 @@ def planned_model(engine: dict[str, Any]) -> PlannedModel:
         numbers=numbers,
         layout=kv_layout(layers, numbers, config.cache.block_size, config.cache.state_interval),
         footprint=measure(info),
+        threads=config.device.num_threads or usable_cores(),
         has_weights=has_weights,
     )
 

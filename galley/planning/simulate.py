@@ -6,7 +6,6 @@ admission, chunks, budget, preemption, `--target-itl`.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import numpy as np
 
 from galley.batch import GroupSpec, RequestTable, StepPlan, StepResult
 from galley.config import CacheConfig, EngineConfig, SchedulerConfig
+from galley.config.cores import usable_cores
 from galley.engine.build import build_core
 from galley.planning.step import StepLoad
 from galley.request import Request, SamplingParams
@@ -271,7 +271,7 @@ def host_times(threads: int) -> HostTimes:
     """
     few, many = _step_seconds(1), _step_seconds(64)
     slower = few / _HOST
-    waits = slower if threads >= len(os.sched_getaffinity(0)) else 0.0
+    waits = slower if threads >= usable_cores() else 0.0
     return HostTimes(
         step=few + waits * _FRONT_END_STEP,
         row=max(many - few, 0.0) / 63 + waits * _FRONT_END_TOKEN,

@@ -6,9 +6,8 @@ blocks, and random token ids.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.batch import I32, RequestTable
+from galley.config.cores import usable_cores
 from galley.config.resolve import from_kwargs
 from galley.kernels.arena import aligned_bytes
 from galley.kernels.backend import Backend, Model, StepLimits, open_backend
@@ -33,11 +33,11 @@ from galley.runner.load import load_model
 from galley.runner.sampler import SamplingTable
 
 BLOCK_SIZE = 16
-#: Of `SyntheticSteps.means`: steps of each shape in a round; rounds, at least and at most; seconds
-#: after which no round begins.
-_REPETITIONS = 3
-_ROUNDS = 2, 6
-_SECONDS = 4.0
+#: Of `SyntheticSteps.means`, in each round: seconds for which steps of a shape run before they are
+#: timed, and for which they are timed, but at least so many steps.
+_WARM, _TIMED, _REPETITIONS = 0.03, 0.1, 2
+#: Fewest rounds, and seconds after which no further one begins.
+_ROUNDS, _SECONDS = 2, 2.5
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,14 @@ def written_zeros(size: int) -> NDArray[np.uint8]:
     data = aligned_bytes(size, zeros=True)
     data[:] = 0
     return data
+
+
+def _repeat(times: int, seconds: float) -> Iterator[None]:
+    """Yield at least so many times, and until the seconds have passed."""
+    begin = time.perf_counter()
+    while times > 0 or time.perf_counter() - begin < seconds:
+        yield
+        times -= 1
 
 
 class SyntheticSteps:
@@ -154,28 +162,29 @@ class SyntheticSteps:
     ) -> list[Timed]:
         """Time of each operation, the median of the repetitions, in program order. `before` is
         called before each of them."""
-        times = np.median(self._profiled(shape, repetitions, before), axis=0)
+        self._profiled(shape, 1)  # a warm-up
+        times = np.median(self._profiled(shape, repetitions, before=before), axis=0)
         return [Timed(node, float(s)) for node, s in zip(self._nodes, times, strict=True)]
 
     def means(self, shapes: Sequence[Shape]) -> dict[Shape, list[tuple[Work, float]]]:
         """The work and the mean seconds of each operation, and of sampling, in steps of each shape.
 
         Not the median: a step takes the sum of its operations, late ones included. All shapes run
-        in each round, so that a slow second of the machine affects each alike.
+        in each round, so that a slow second of the machine affects each alike; steps of a shape run
+        one after another, as in a server, so that the caches hold what they hold there.
         """
-        totals: dict[Shape, Any] = dict.fromkeys(shapes, 0.0)
-        least, most = _ROUNDS
-        begin, rounds = time.perf_counter(), 0
-        while rounds < least or (rounds < most and time.perf_counter() - begin < _SECONDS):
+        runs: dict[Shape, list[NDArray[np.float64]]] = {shape: [] for shape in shapes}
+        for _ in _repeat(_ROUNDS, _SECONDS):
             for shape in shapes:
-                totals[shape] += self._profiled(shape, _REPETITIONS).mean(axis=0)
-            rounds += 1
+                self._profiled(shape, 1, _WARM)
+                runs[shape].append(self._profiled(shape, _REPETITIONS, _TIMED))
+        means = {shape: np.concatenate(found).mean(axis=0) for shape, found in runs.items()}
         return {
             shape: [
                 (work_of(node, shape, self.cache), float(seconds))
-                for node, seconds in zip(self._nodes, times / rounds, strict=True)
+                for node, seconds in zip(self._nodes, times, strict=True)
             ]
-            for shape, times in totals.items()
+            for shape, times in means.items()
         }
 
     @property
@@ -184,13 +193,16 @@ class SyntheticSteps:
         return [*self.executable.nodes, None]
 
     def _profiled(
-        self, shape: Shape, repetitions: int, before: Callable[[], object] = lambda: None
+        self,
+        shape: Shape,
+        repetitions: int,
+        seconds: float = 0.0,
+        before: Callable[[], object] = lambda: None,
     ) -> NDArray[np.float64]:
-        """[repetitions, operations] seconds."""
+        """[steps, operations] seconds of steps, as `_repeat` counts them."""
         step = self.columns(shape)
-        self.executable.run(step, sample=True)
         runs = []
-        for _ in range(repetitions):
+        for _ in _repeat(repetitions, seconds):
             before()
             self.executable.profile(True)
             self.executable.run(step, sample=True)
@@ -211,7 +223,7 @@ class StepBench(SyntheticSteps):
         checkpoint = open_checkpoint(resolve_source(config.model, config.load))
         self.model_info = checkpoint.model_info
         self.dense = dense_format(config.model.dtype, self.model_info.dtype)
-        self.threads = config.device.num_threads or len(os.sched_getaffinity(0))
+        self.threads = config.device.num_threads or usable_cores()
         numbers = kv_format(config.cache, self.dense, self.model_info, kv_layers(self.model_info))
         eager = config.model.enforce_eager
         backend = open_backend("cpu", self.dense, self.threads, eager, kv=numbers)

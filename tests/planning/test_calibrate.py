@@ -23,7 +23,8 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     quicker = {"ROWS": (1, 4), "PROMPTS": (32,), "CONTEXT": 64, "_VOCAB": 256}
     for name, value in quicker.items():
         monkeypatch.setattr(calibrate, name, value)
-    monkeypatch.setattr(steps, "_ROUNDS", (1, 1))
+    for name in ("_WARM", "_TIMED", "_SECONDS"):
+        monkeypatch.setattr(steps, name, 0.0)
     limits = MachineLimits(1, 1e10, {"f32": 1e11, "bf16": 0.0, "int8": 0.0})
     monkeypatch.setattr(calibrate, "measure_limits", lambda threads: limits)
     monkeypatch.setenv("GALLEY_CACHE_DIR", str(tmp_path))
