@@ -253,30 +253,26 @@ void Attention::run_item(const Step& step, const AttentionItem& item, const Atte
     const int64_t first = geometry_.first_of(n.position) / kTile * kTile;
     find_pages(step, n, std::max(next->first_chunk * kChunk, first), work.next);
   }
-  if (g.chunks == 1) {
-    attend_chunk(step, g, item.first_chunk, true, work);
-    finish(g, work.states, work.out);  // merging into an empty state would change nothing
-    return;
-  }
+  // The states of the first chunk take in those of the others.
   if (g.partial < 0) {
-    clear_states_(shape_, work.total, rows);
-    for (int64_t c = 0; c < item.chunks; c++) {
+    attend_chunk(step, g, item.first_chunk, item.chunks == 1, work);
+    std::swap(work.states, work.total);
+    for (int64_t c = 1; c < item.chunks; c++) {
       attend_chunk(step, g, item.first_chunk + c, c + 1 == item.chunks, work);
       merge_states_(shape_, work.total, work.states, rows);
     }
-  } else {
-    float* partial = plan_->partial + g.partial;
-    work.states = partial + (item.first_chunk - g.first_chunk) * states_size;
-    attend_chunk(step, g, item.first_chunk, true, work);
-    std::atomic<int32_t>& unfinished = plan_->unfinished[g.counter];
-    if (unfinished.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-    unfinished.store(static_cast<int32_t>(g.chunks), std::memory_order_relaxed);  // next layer
-    clear_states_(shape_, work.total, rows);
-    for (int64_t c = 0; c < g.chunks; c++) {
-      merge_states_(shape_, work.total, partial + c * states_size, rows);
-    }
+    return finish(g, work.total, work.out);
   }
-  finish(g, work.total, work.out);
+  float* partial = plan_->partial + g.partial;
+  work.states = partial + (item.first_chunk - g.first_chunk) * states_size;
+  attend_chunk(step, g, item.first_chunk, true, work);
+  std::atomic<int32_t>& unfinished = plan_->unfinished[g.counter];
+  if (unfinished.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+  unfinished.store(static_cast<int32_t>(g.chunks), std::memory_order_relaxed);  // next layer
+  for (int64_t c = 1; c < g.chunks; c++) {
+    merge_states_(shape_, partial, partial + c * states_size, rows);
+  }
+  finish(g, partial, work.out);
 }
 
 // Whether the queries see all of a short sequence, of a kind that tiles compute at once.

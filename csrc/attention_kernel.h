@@ -423,7 +423,9 @@ void merge_states(const AttentionShape& shape, float* into, const float* from, i
     const float m = greater(into[0], from[0]);
     const float mine = exp2_one(into[0] - m), theirs = exp2_one(from[0] - m);
     into[0] = m;
-    into[16] = fma(into[16], mine, sum(load(from + 16)) * theirs);
+    const float l = fma(sum(load(into + 16)), mine, sum(load(from + 16)) * theirs);
+    store(into + 16, zero());
+    into[16] = l;
     for (int64_t d = 32; d < size; d += kLanes) {
       store(into + d, fma(load(into + d), all(mine), load(from + d) * all(theirs)));
     }
