@@ -13,7 +13,7 @@ constexpr int64_t kDeltaTerms = 8;
 constexpr int64_t kDeltaPanel = 32;
 
 constexpr int64_t delta_padded(int64_t n) { return (n + 15) / 16 * 16; }
-// Floats: Q, decay, the number of terms and their scales (of 16 floats), write, value.
+// Floats: decay, the number of terms and their scales (of 16 floats), write, value, Q.
 constexpr int64_t delta_unit(int64_t keys, int64_t values) {
   return (keys + kDeltaTerms) * delta_padded(values) + (1 + kDeltaTerms) * delta_padded(keys) + 16;
 }

@@ -21,6 +21,9 @@ constexpr int kDeltaWide = 1;
 constexpr int kDeltaRows = 4;
 constexpr int kDeltaKeys = 2;
 #endif
+// Floats that are fetched ahead of Q where a single token reads it: at its end, what the next head of the
+// sequence begins with.
+constexpr int64_t kDeltaAhead = 1792;
 
 GALLEY_INLINE int lanes_of(int64_t left) { return left < kLanes ? static_cast<int>(left) : kLanes; }
 
@@ -52,8 +55,8 @@ struct DeltaHead {
 
   DeltaHead(float* unit, int64_t keys, int64_t values)
       : keys(keys), stride(delta_padded(keys)), width(delta_padded(values)) {
-    numbers = unit, decay = numbers + keys * width, count = decay + stride;
-    write = count + 16, value = write + kDeltaTerms * stride;
+    decay = unit, count = decay + stride, write = count + 16;
+    value = write + kDeltaTerms * stride, numbers = value + kDeltaTerms * width;
     terms = static_cast<int64_t>(*count);
     for (int64_t s = 0; s < kDeltaTerms; s++) scale[s] = scale[kDeltaTerms + s] = count[1 + s];
     if (terms == 0) clear();
@@ -150,7 +153,10 @@ GALLEY_INLINE void read_numbers(const float* q, int64_t pitch, const DeltaHead& 
     if (j % 4 == 0) ahead.step();
     Float number[wide];
 #pragma GCC unroll 4
-    for (int v = 0; v < wide; v++) number[v] = load(q + v * kLanes);
+    for (int v = 0; v < wide; v++) {
+      number[v] = load(q + v * kLanes);
+      if (rows == 2) __builtin_prefetch(q + v * kLanes + kDeltaAhead);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
       const Float by = all(from[r * head.stride + j]);

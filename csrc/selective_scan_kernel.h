@@ -21,6 +21,9 @@ constexpr int kScanRows = 8;
 constexpr int kScanRows = 2;
 #endif
 
+// Floats that are fetched ahead of the state and of the constants: of units to come.
+constexpr int64_t kScanAhead = 1024;
+
 // Of some tokens, a register each.
 struct ScanTokens {
   alignas(64) float step[kScanTokens][kScanChannels];
@@ -33,7 +36,11 @@ GALLEY_INLINE void scan_rows(const SelectiveRun& run, int64_t start, int64_t cou
                              ScanTokens& tokens, float* state) {
   Float s[rows];
 #pragma GCC unroll 8
-  for (int i = 0; i < rows; i++) s[i] = load(state + (n + i) * kScanChannels);
+  for (int i = 0; i < rows; i++) {
+    s[i] = load(state + (n + i) * kScanChannels);
+    __builtin_prefetch(state + (n + i) * kScanChannels + kScanAhead);
+    __builtin_prefetch(run.a + (n + i) * kScanChannels + kScanAhead);
+  }
   const float* a = run.a + n * kScanChannels;
   for (int64_t t = 0; t < count; t++) {
     const float* b = run.b + (start + t) * run.b_stride + n;
@@ -55,6 +62,7 @@ GALLEY_INLINE void scan_rows(const SelectiveRun& run, int64_t start, int64_t cou
 void selective_scan_run(const SelectiveRun& run, float* state) {
   const int lanes = static_cast<int>(run.channels);
   const Float d = load(run.d);
+  __builtin_prefetch(run.d + kScanAhead);
   ScanTokens tokens;
   for (int64_t start = 0; start < run.count; start += kScanTokens) {
     const int64_t count = run.count - start < kScanTokens ? run.count - start : kScanTokens;
