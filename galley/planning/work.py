@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from galley.kernels.ops import KVLayer, LatentLayer, StateLayer
 from galley.kernels.ops.definition import output
 from galley.kernels.ops.elementwise import FUNCTIONS
@@ -138,28 +140,32 @@ _DELTA_TERMS = {"gated_delta_rule": 1, "wkv7": 2}
 
 
 def _state(node: Node, layer: StateLayer, load: Load) -> Work:
-    """A state is read and written once a step; that of a delta rule is not written in each."""
-    numbers, times = layer.units * layer.unit_size, 2.0
+    """A state is read and written once a step, that of a delta rule as `_delta_rule` says; and the
+    constants are read."""
+    numbers = layer.units * layer.unit_size
+    moved = 2.0 * numbers
     if node.op in _DELTA_TERMS:
-        numbers, times, steps = _delta_rule(node)
+        numbers, moved, steps = _delta_rule(node)
     else:
         steps = _STATE_STEPS[node.op] * numbers
+    constants = [c.nbytes for c in node.constants.values() if isinstance(c, np.ndarray)]
     return Work(
         f"{node.op} of {numbers:,} numbers",
-        bytes=load.logits * times * 4 * numbers,
+        bytes=load.logits * 4 * moved + sum(constants),
         operations=2 * load.tokens * steps,
     )
 
 
 def _delta_rule(node: Node) -> tuple[int, float, float]:
-    """Numbers of all heads, how often one is read or written in a step, multiply-adds of a token.
+    """Numbers of all heads, those that are read or written in a step, multiply-adds of a token.
 
     For a token each number is read with two vectors and takes up the token's terms; every few
-    tokens it decays. The two vectors are multiplied with the terms before them, `TERMS` in all on
-    average, and the products with their values. The rest is exponentials of nine multiply-adds and
-    what is made of them: for each key that decays by itself 27 of a softplus and an exponential; in
-    RWKV 7 for each number of the token's vectors 52 (14 of them mix the value with the first
-    layer's) and 7 of the norm.
+    tokens it decays and is written. Of `TERMS` terms half are there on average: these and the
+    decays of the keys are read, the token's terms and the decays are written. The two vectors are
+    multiplied with the terms before them, `TERMS` in all on average, and the products with their
+    values. The rest is exponentials of nine multiply-adds and what is made of them: for each key
+    that decays by itself 27 of a softplus and an exponential; in RWKV 7 for each number of the
+    token's vectors 52 (14 of them mix the value with the first layer's) and 7 of the norm.
     """
     ints, terms = node.ints, _DELTA_TERMS[node.op]
     keys = ints["keys" if "keys" in ints else "size"]
@@ -169,7 +175,9 @@ def _delta_rule(node: Node) -> tuple[int, float, float]:
         steps += (59 if "mix" in node.reads else 45) * keys
     elif ints.get("by_key"):
         steps += 27 * keys
-    return ints["heads"] * keys * values, 1 + 1 / tokens, ints["heads"] * steps
+    moved = (1 + 1 / tokens) * keys * values
+    moved += ((TERMS - terms) / 2 + terms) * (keys + values) + 2 * keys
+    return ints["heads"] * keys * values, ints["heads"] * moved, ints["heads"] * steps
 
 
 def _latent_attention(node: Node, layer: LatentLayer, load: Load, cache: Cache) -> Work:
