@@ -29,6 +29,11 @@ after a replay, equal to the last bit. Where a GGUF name is given, the same logi
 (`tests/models/test_gguf_*.py`). The named checkpoint has the architecture; it is an example, not
 the test.
 
+Code completion: with `suffix`, `/v1/completions` asks for what stands between `prompt` and it,
+where the tokenizer has fill-in-the-middle tokens: Qwen2.5-Coder, CodeGemma, StarCoder, SantaCoder,
+Granite, DeepSeek-Coder, CodeLlama, CodeGeeX 4, Seed-Coder, Codestral, and GGUF files that name
+theirs. Other models refuse `suffix`.
+
 `make compare-llama-cpp LLAMA_CPP=FOLDER/libllama.so` (`tests/models/test_llama_cpp.py`) has
 llama.cpp compute the same tiny files. Of 85, of nearly all decoders with a GGUF name, it loads 69;
 the others have what its code does not, such as biases (the test names it). In 63 the perplexity of
@@ -63,15 +68,14 @@ alone and in a batch. `modules.json` of sentence-transformers names the pooling,
     "mixture": """
 The router is computed in float32. A token's sum over its experts is in ascending order of their
 ids, whatever else is in the batch; weights of experts that no token of a step chooses are not read.
-Experts may have any weight format that a linear layer may have; `mxfp4` checkpoints are refused by
-name.
+Experts may have any weight format that a linear layer may have.
 
 DeepSeek's latent attention stores one latent per token for all heads, and prompts are computed as
 decoded tokens are, with the projections of keys and values absorbed into queries and outputs: one
 definition, so that bits do not depend on how a prompt is cut. The sparse attention of V3.2 is
 computed densely: beyond `index_topk` tokens, a token attends to all of them. Mixtral's GGUF files
 name the architecture `llama`; `deepseek2` files with sigmoid scores are DeepSeek V3. Layers that
-predict further tokens are not used.
+predict further tokens make drafts alone ([speculative decoding](speculative-decoding.md)).
 """,
 }
 _TITLES: dict[Kind, str] = {
