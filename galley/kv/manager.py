@@ -235,6 +235,24 @@ class KVCacheManager:
             self._tables[g][rows, indices] = ids
             self._record(g, rows.astype(np.int32), indices.astype(np.int32), ids)
 
+    def grow_one(self, slot: int, total: int, ahead: int) -> None:
+        """Allocate what one slot is missing for `ahead` tokens, or for `total` where blocks are
+        short. For one slot, numbers are faster than columns.
+        """
+        held = self.table.num_blocks[:, slot].tolist()
+        for tokens in (ahead, total):
+            missing = [int(g.needed(tokens)) - n for g, n in zip(self.groups, held, strict=True)]
+            if sum(missing) <= self.pool.num_free:
+                break
+        for g, (n, first) in enumerate(zip(missing, held, strict=True)):
+            if n <= 0:
+                continue
+            ids = np.array(self.pool.allocate(n), np.int32)
+            self._tables[g][slot, first : first + n] = ids
+            self.table.num_blocks[g, slot] = first + n
+            indices = np.arange(first, first + n, dtype=np.int32)
+            self._record(g, np.full(n, slot, np.int32), indices, ids)
+
     def cache_blocks(self, slots: list[int], totals: list[int]) -> None:
         """Cache the full blocks among each slot's first `totals` tokens."""
         num_cached, chains, shift = self._num_cached_items, self._chains, self._shift

@@ -484,13 +484,8 @@ class Scheduler:
         )
         self.table.set_row(row)
         kv.admit(slot, seq.chain, hit)
-        slots = np.array([slot])
         total = hit.num_tokens + num_new
-        ahead = min(total + self.limits.lookahead, self.table.max_len)
-        missing = kv.missing_blocks(slots, np.array([ahead], np.int32))
-        if ahead > total and not kv.can_grow(missing):
-            missing = kv.missing_blocks(slots, np.array([total], np.int32))
-        kv.grow(slots, missing)
+        kv.grow_one(slot, total, min(total + self.limits.lookahead, self.table.max_len))
         kv.cache_blocks([slot], [total])
         resumed = seq.num_preemptions > 0
         if seq.reads_cache:

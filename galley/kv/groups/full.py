@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from galley.batch import I32, GroupSpec
-from galley.kv.groups.policy import Lookup
+from galley.kv.groups.policy import Lookup, N
 
 
 class FullPolicy:
@@ -19,8 +19,8 @@ class FullPolicy:
         self.block_size = spec.block_size
         self._shift = spec.block_size.bit_length() - 1  # a power of two
 
-    def needed(self, totals: I32) -> I32:
-        needed: I32 = (totals + (self.block_size - 1)) >> self._shift
+    def needed(self, totals: N) -> N:
+        needed: N = (totals + (self.block_size - 1)) >> self._shift
         return needed
 
     def longest_hit(self, lookup: Lookup, limit: int) -> list[int]:

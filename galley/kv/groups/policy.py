@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from galley.batch import I32, GroupSpec
 
 #: Entry of the block table -> id of the cached block with that content, or None.
 Lookup = Callable[[int], int | None]
+#: One number, or a column.
+N = TypeVar("N", int, I32)
 
 
 class GroupPolicy(Protocol):
@@ -28,9 +30,9 @@ class GroupPolicy(Protocol):
 
     def __init__(self, spec: GroupSpec, max_chunk: int) -> None: ...
 
-    def needed(self, totals: I32) -> I32:
-        """[n] entries of the block table for sequences of `totals` [n] tokens, freed ones
-        included."""
+    def needed(self, totals: N) -> N:
+        """Entries of the block table for a sequence of `totals` tokens, or [n] of several; freed
+        ones included."""
 
     def longest_hit(self, lookup: Lookup, limit: int) -> list[int]:
         """The first entries of the block table with the longest usable cached prefix of at most

@@ -21,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 
 from galley.batch import I32, GroupSpec
-from galley.kv.groups.policy import Lookup
+from galley.kv.groups.policy import Lookup, N
 from galley.kv.pool import NULL_BLOCK
 
 
@@ -38,10 +38,10 @@ class StatePolicy:
         self.caches_prefixes = spec.interval > 0
         self._blocks = spec.interval // spec.block_size
 
-    def needed(self, totals: I32) -> I32:
+    def needed(self, totals: N) -> N:
         if not self.interval:
             return np.minimum(totals, 1) * np.int32(self.width)
-        needed: I32 = (totals + (self.interval - 1)) // self.interval * self.width
+        needed: N = (totals + (self.interval - 1)) // self.interval * self.width
         return needed
 
     def longest_hit(self, lookup: Lookup, limit: int) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from galley.batch import I32, GroupSpec
-from galley.kv.groups.policy import Lookup
+from galley.kv.groups.policy import Lookup, N
 from galley.kv.pool import NULL_BLOCK
 
 
@@ -26,8 +26,8 @@ class WindowPolicy:
         self.window = spec.window
         self.max_chunk = max_chunk
 
-    def needed(self, totals: I32) -> I32:
-        needed: I32 = (totals + (self.block_size - 1)) >> self._shift
+    def needed(self, totals: N) -> N:
+        needed: N = (totals + (self.block_size - 1)) >> self._shift
         return needed
 
     def longest_hit(self, lookup: Lookup, limit: int) -> list[int]:

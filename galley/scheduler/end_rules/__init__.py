@@ -25,8 +25,7 @@ END_RULES: tuple[Callable[[Request, int], EndRule | None], ...] = (
 
 def end_rules(request: Request, max_model_len: int) -> list[EndRule]:
     """The rules that may end this request."""
-    rules = (make(request, max_model_len) for make in END_RULES)
-    return [rule for rule in rules if rule is not None]
+    return [rule for make in END_RULES if (rule := make(request, max_model_len)) is not None]
 
 
 __all__ = [
