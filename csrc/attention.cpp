@@ -100,19 +100,20 @@ class Attention final : public Op {
     geometry_.whole_rows =
         out_kind_ == Kind::q8_row ||
         (in_groups(out_kind_) && geometry_.group * shape_.head_dim % kGroup != 0);
-    plan_ = a.plan<AttentionPlan>(geometry_);
 #if GALLEY_HAS_X86
     const bool tiles = isa() == Isa::amx && geometry_.window == 0 && !by_distance() &&
                        shape_.soft_cap == 0.0f && kv_.format.kind == KvKind::bf16;
     if (tiles && !geometry_.causal && !sinks_ && !q_is_f32_ && shape_.head_dim % 16 == 0 &&
         shape_.head_dim <= kWholeDims) {
       attend_whole_ = amx::attend_whole;
+      geometry_.whole_tokens = kWholeTokens;
     }
     if (tiles && kv_.latent && geometry_.causal && geometry_.span == 0 &&
         shape_.head_dim % 32 == 0 && shape_.words % 16 == 0) {
       attend_latents_ = amx::attend_latents;
     }
 #endif
+    plan_ = a.plan<AttentionPlan>(geometry_);
   }
 
   void plan(const Step& step, int threads) override { plan_->make_once(step, threads); }

@@ -31,9 +31,10 @@ void AttentionPlan::make(const Step& step, int threads) {
 
 void AttentionPlan::add_groups(const Step& step, int32_t row, bool by_head) {
   const int32_t kv_heads = static_cast<int32_t>(geometry_.kv_heads);
-  const int32_t block = static_cast<int32_t>(geometry_.block_queries);
   const int32_t queries = step.query_start[row + 1] - step.query_start[row];
-  const bool one_head = (queries > block || by_head) && !geometry_.whole_rows;
+  const bool one_head = (queries > geometry_.block_queries || by_head) && !geometry_.whole_rows;
+  const bool whole = known_tokens(step, row) <= geometry_.whole_tokens;
+  const int32_t block = whole ? queries : static_cast<int32_t>(geometry_.block_queries);
   for (int32_t q = 0; q < queries; q += block) {
     AttentionGroup g;
     g.row = row;

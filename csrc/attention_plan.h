@@ -30,6 +30,7 @@ struct AttentionGeometry {
   int64_t kv_heads, group;  // query heads per KV head
   int64_t state_size;       // floats of a row's state
   int64_t block_queries;    // most queries of a group
+  int64_t whole_tokens = 0;  // sequences of so many tokens have all queries in one group
   int64_t window;           // 0 = none
   int64_t span;             // 0, or the tokens of a part of the sequence that a query sees alone
   bool whole_rows;          // an output row must be written by one item
@@ -37,8 +38,8 @@ struct AttentionGeometry {
 
   bool operator==(const AttentionGeometry& o) const {
     return table == o.table && kv_heads == o.kv_heads && group == o.group &&
-           state_size == o.state_size && block_queries == o.block_queries && window == o.window &&
-           span == o.span &&
+           state_size == o.state_size && block_queries == o.block_queries &&
+           whole_tokens == o.whole_tokens && window == o.window && span == o.span &&
            whole_rows == o.whole_rows && causal == o.causal;
   }
   // First position that the query at `position` sees.

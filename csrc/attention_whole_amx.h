@@ -14,10 +14,10 @@ namespace GALLEY_VARIANT {
 
 constexpr int kPageTokens = 16;
 constexpr int kPairs = kPageTokens / 2;
-constexpr int64_t kMostPages = kWholeTokens / kPageTokens;
+constexpr int64_t kScoreRow = kWholeTokens + kPageTokens;  // whole pages would share a few sets of the cache
 
 struct WholeWork {
-  alignas(64) float scores[kTileRows][kWholeTokens];  // then weights, bf16, at the same rows
+  alignas(64) float scores[kTileRows][kScoreRow];  // then weights, bf16, at the same rows
   alignas(64) float products[2][kTileRows][2 * kLanes];  // of even and of odd pages
   alignas(64) uint8_t values[kPairs * 4 * kWholeDims];   // V of the last page, zeros behind its tokens
   float inverse[kTileRows];                              // 1 / sum of a row's weights
@@ -44,7 +44,7 @@ GALLEY_INLINE void add_scores(const uint8_t* const* pages, int64_t count, int64_
 GALLEY_INLINE void score_pages(const AttentionShape& shape, const WholeAttention& job,
                                const uint8_t* q, int64_t page, float* scores) {
   const int64_t left = job.pages - page, count = left < 4 ? left : 4;
-  constexpr int64_t kBytes = kWholeTokens * 4;
+  constexpr int64_t kBytes = kScoreRow * 4;
   zero_tile<c00>(), zero_tile<c01>(), zero_tile<c10>(), zero_tile<c11>();
   int64_t word = 0;
   for (; word + kTileWords <= shape.words; word += kTileWords) {
@@ -96,7 +96,7 @@ GALLEY_INLINE float weigh(const AttentionShape& shape, const WholeAttention& job
 // Weights of a page's tokens times sixteen or thirty-two dimensions of V.
 template <Tile low, Tile high>
 GALLEY_INLINE void add_page(const float* weights, const uint8_t* values, int64_t stride, bool two) {
-  load_tile<a1>(weights, kWholeTokens * 4);
+  load_tile<a1>(weights, kScoreRow * 4);
   load_tile<b1>(values, stride), add_bf16<low, a1, b1>();
   if (two) load_tile<b1>(values + 64, stride), add_bf16<high, a1, b1>();
 }
