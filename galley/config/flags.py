@@ -88,10 +88,11 @@ def human_int(text: str) -> int:
     return int(value)
 
 
-def flags_of(owner: type) -> list[Flag]:
+@functools.cache
+def flags_of(owner: type) -> tuple[Flag, ...]:
     """The flags of a configuration dataclass, in field order."""
     hints = typing.get_type_hints(owner)
-    return [_flag(owner, f, hints[f.name]) for f in dataclasses.fields(owner)]
+    return tuple(_flag(owner, f, hints[f.name]) for f in dataclasses.fields(owner))
 
 
 def _flag(owner: type, field: dataclasses.Field[Any], hint: Any) -> Flag:
