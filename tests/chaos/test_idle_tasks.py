@@ -23,7 +23,7 @@ def faulty(faults: str) -> Server:
 def test_memory_runs_short_and_comes_back(capfd: pytest.CaptureFixture[str]) -> None:
     """Requests wait meanwhile; their answers do not change."""
     # Memory is looked at four times a second: steps of a fast machine would be over before.
-    server = faulty("*:step1+=sleep/0.02, 1:step40=short/1.5")
+    server = faulty("*:step1+=sleep/0.01, 1:step40=short/0.8")
     shed = [a.seen for a in play(server, REQUESTS)]
     assert server.metric("vllm:num_preemptions_total") > 0
     # An engine at rest notices that memory is back, and tells.
@@ -40,8 +40,8 @@ def test_memory_runs_short_and_comes_back(capfd: pytest.CaptureFixture[str]) -> 
 
 def test_blocks_come_back_while_streams_run() -> None:
     """Requests that had to wait because memory was short continue beside those that ran."""
-    server = faulty("*:step1+=sleep/0.005, 1:step40=short/1")
-    length = {"max_tokens": 400, "ignore_eos": True, "temperature": 0}
+    server = faulty("*:step1+=sleep/0.005, 1:step40=short/0.6")
+    length = {"max_tokens": 250, "ignore_eos": True, "temperature": 0}
     # The prompts alone need more blocks than are left: something waits, however slow the machine.
     stories = [{"prompt": f"{i}. {TEXT[2000:3000]}", **length} for i in range(6)]
     shed: list[object] = []

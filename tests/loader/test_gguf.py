@@ -17,12 +17,13 @@ from galley.errors import ModelError
 from galley.loader.ggml_types import GGML_TYPES
 from galley.loader.gguf import GGUFFile
 from galley.loader.source import default_model
-from tests.loader.gguf_files import tiny_tensors, write_gguf
+from tests.loader.gguf_files import plain_arrays, tiny_tensors, write_gguf
 
 
 @pytest.fixture(scope="module")
 def reader() -> gguf.GGUFReader:
-    return gguf.GGUFReader(default_model())
+    with plain_arrays():
+        return gguf.GGUFReader(default_model())
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from galley.errors import InvalidRequest
 from galley.loader.source import default_model
 from galley.text import Tokenizer, load_tokenizer
+from tests.loader.gguf_files import plain_arrays
 from tests.text.vocabularies import SAMPLES, book
 
 
@@ -25,7 +26,8 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def theirs() -> PreTrainedTokenizerBase:
     path = default_model()
-    loaded = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    with plain_arrays():
+        loaded = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     # Transformers takes GPT-2's words for every vocabulary that it does not know; SmolLM's own
     # tokenizer.json cuts digits apart first.
     loaded._tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
