@@ -101,7 +101,7 @@ def compare_steps(name: str, model: PlannedModel, machine: Machine, engine: dict
 def workload(name: str, streams: int) -> Workload:
     """One and a half requests a client, or a short one where a prompt takes long."""
     if name in ("1B", "3B"):
-        return Workload(64, 24, streams, requests=max(streams, 2))
+        return Workload(64, 16, streams, requests=max(streams, 2))
     return Workload(128, 64, streams, requests=max(3 * streams // 2, 4))
 
 

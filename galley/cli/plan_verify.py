@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def run(port: int, pid: int, predicted: Prediction, tokenizer: str | None) -> di
     )
     bench = Bench(settings, settings.base_url)
     prompts = Prompts(settings, bench)
-    bench.warm_up(prompts.warm_up())
+    bench.warm_up([replace(sample, output_len=2) for sample in prompts.warm_up()])
     samples = prompts.round(0)
     before, own = process.machine_busy(), process.tree_usage(pid).cpu
     begin = time.perf_counter()
