@@ -111,6 +111,26 @@ inline void byte_tiles(const LinearJob& job, int64_t panel, int64_t count, int64
   release_tiles();
 }
 
+// 32 values of a row of bf16 for products without tiles: pairs of even k (2 and 0 of each four), and of odd
+// ones (3 and 1). Of a pair the higher half is added first.
+class ParityPairs {
+ public:
+  // `bytes`: of the row; the rest counts as 0.
+  GALLEY_INLINE void read(const uint8_t* row, int64_t bytes = kTileBytes) {
+    const __mmask64 mask = ~0ull >> (kTileBytes - bytes);
+    const __m128i order = _mm_setr_epi8(4, 5, 0, 1, 6, 7, 2, 3, 12, 13, 8, 9, 14, 15, 10, 11);
+    const __m512i values = _mm512_maskz_loadu_epi8(mask, row);
+    _mm512_store_si512(pairs_, _mm512_shuffle_epi8(values, _mm512_broadcast_i32x4(order)));
+    // Broadcasts from memory cost nothing, from registers they compete with permutations.
+    asm("" : "+m"(pairs_));
+  }
+  GALLEY_INLINE Int even(int four) const { return all(pairs_[2 * four]); }
+  GALLEY_INLINE Int odd(int four) const { return all(pairs_[2 * four + 1]); }
+
+ private:
+  alignas(64) int32_t pairs_[kTileWords];
+};
+
 // E4M3 in the lower bytes of words as bf16. `special`: values of codes below 8, which are subnormal, and in
 // its last place NaN.
 GALLEY_INLINE Int float8_words(const __m512i& codes, const __m512i& special) {
