@@ -8,6 +8,7 @@ means no cache, nothing else. `cache_files` says where the files are and removes
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -174,7 +175,7 @@ def cache_path(
         f"{source.resolve()} {backend.name} {dense} {group.rank}/{group.size} "
         f"{model_info.online} {_form(load_format)}".encode()
     )
-    key = hashlib.sha256(Path(_native.__file__).read_bytes())
+    key = hashlib.sha256(_kernels_digest())
     key.update(f"{VERSION} {backend.interleave_gate_up}".encode())
     key.update(json.dumps(model_info.hf_config, sort_keys=True, default=str).encode())
     for file in files:
@@ -183,6 +184,12 @@ def cache_path(
         key.update(_ends(file))
     name = f"{_label(source)}-{place.hexdigest()[:12]}-{key.hexdigest()[:20]}.packed"
     return cache_files.weights_folder() / name
+
+
+@functools.cache
+def _kernels_digest() -> bytes:
+    """Of the native module, whose version decides how weights are packed."""
+    return hashlib.sha256(Path(_native.__file__).read_bytes()).digest()
 
 
 def _form(load_format: str) -> str:
