@@ -49,6 +49,10 @@ class Family:
         return make(self.case)
 
     @cached_property
+    def checkpoint(self) -> StateDict:
+        return StateDict(self.model)
+
+    @cached_property
     def prompts(self) -> list[list[int]]:
         """Lengths around a block's; a quarter of them begins like another one."""
         rng = np.random.default_rng(2)
@@ -75,9 +79,7 @@ class Family:
     def blocks(self) -> int:
         """A third of what all rows hold at their end."""
         backend = CpuBackend("f32", threads=1)
-        groups = (
-            backend.build(load(StateDict(self.model), backend), LIMITS).kv_layout(16, 16).groups
-        )
+        groups = backend.build(load(self.checkpoint, backend), LIMITS).kv_layout(16, 16).groups
         return ROWS * most_held(make_policies(groups, max_chunk=1), 60 + NEW) // 3
 
     @cached_property
@@ -96,8 +98,7 @@ class Family:
         ]
         return self.llm.generate(prompts, params, use_tqdm=False)
 
-    def logits(self, backend: Backend, model: torch.nn.Module) -> np.ndarray:
-        checkpoint = StateDict(model)
+    def logits(self, backend: Backend, checkpoint: StateDict) -> np.ndarray:
         return solo_logits(backend.build(load(checkpoint, backend), LIMITS), IDS, [40, 1, 34])
 
 
@@ -116,7 +117,7 @@ def test_every_architecture_has_a_line() -> None:
 def test_float32_logits_equal_transformers(family: Family) -> None:
     want = hf_logits(family.model, IDS)
     for backend in (ReferenceBackend(), CpuBackend("f32", threads=1)):
-        got = family.logits(backend, family.model)
+        got = family.logits(backend, family.checkpoint)
         assert np.abs(got - want).max() <= TOLERANCE * np.abs(want).max()
 
 
@@ -124,7 +125,7 @@ def test_float32_logits_equal_transformers(family: Family) -> None:
 def test_float32_logits_of_variants_equal_transformers(name: str, tmp_path: Path) -> None:
     variant = Family(VARIANTS[name], tmp_path)
     want = hf_logits(variant.model, IDS)
-    got = variant.logits(CpuBackend("f32", threads=1), variant.model)
+    got = variant.logits(CpuBackend("f32", threads=1), variant.checkpoint)
     assert np.abs(got - want).max() <= TOLERANCE * np.abs(want).max()
 
 
@@ -133,7 +134,7 @@ def test_bfloat16_is_as_close_as_transformers(family: Family) -> None:
     rounded = in_bfloat16(family.model)
     theirs = hf_logits(rounded, IDS)
     exact = hf_logits(rounded.float(), IDS)
-    ours = family.logits(CpuBackend("bf16", threads=1), rounded)
+    ours = family.logits(CpuBackend("bf16", threads=1), StateDict(rounded))
     # Rounding chooses among experts of nearly equal scores: by chance, for both.
     factor = 3 if family.case.has_experts else 1.2
     assert divergence(exact, ours) <= factor * divergence(exact, theirs) + 1e-6
