@@ -27,7 +27,7 @@ from galley.config.resolve import Machine as Host
 from galley.kernels.backend import Dense, open_backend
 from galley.kernels.ops import Weight
 from galley.kernels.weight_format import WeightFormat
-from galley.kernels.weights import PackedWeight
+from galley.kernels.weights import PackedWeight, WeightMemory
 from galley.kv.format import KVFormat
 from galley.layers.shapes import ShapeSource
 from galley.layers.weight_specs import Matrix
@@ -37,7 +37,7 @@ from galley.planning.limits import beyond_caches, measure_limits
 from galley.planning.machine import THIS, Machine
 from galley.planning.program import Sizes
 from galley.planning.simulate import HostTimes, host_times
-from galley.planning.steps import Shape, SyntheticSteps, written_zeros
+from galley.planning.steps import Shape, SyntheticSteps
 from galley.runner.cache_files import cache_root
 
 log = logging.getLogger(__name__)
@@ -73,15 +73,17 @@ class Measured(msgspec.Struct):
 
 
 class _Zeros(ShapeSource):
-    """A `WeightSource` of zeros in one format."""
+    """A `WeightSource` of zeros in one format, in memory like that of an engine's weights."""
 
     def __init__(self, fmt: WeightFormat) -> None:
         super().__init__()
         self._format = fmt
+        self._memory = WeightMemory()
 
     def matrix(self, matrix: Matrix) -> list[Weight]:
         shape = matrix.num_outputs, matrix.num_inputs
-        data = written_zeros(self._format.num_bytes(shape))
+        data = self._memory.allocate(self._format.num_bytes(shape))
+        data[:] = 0  # pages of their own, not one page of zeros that stays in the caches
         return [PackedWeight(self._format, shape, data)]
 
     def vector(self, vector: Any) -> NDArray[np.float32]:
