@@ -62,8 +62,8 @@ GALLEY_INLINE void score_pages(const AttentionShape& shape, const WholeAttention
   if (count > 3) store_tile<c11>(scores + 3 * kPageTokens, kBytes);
 }
 
-// A row's scores to weights, of which those behind the last token are 0. Returns 1 / their sum.
-GALLEY_INLINE float weigh(const AttentionShape& shape, const WholeAttention& job, float* row) {
+// The largest of a row's scores, of which those behind the last token become -infinity.
+GALLEY_INLINE float largest(const WholeAttention& job, float* row) {
   float* last = row + (job.pages - 1) * kPageTokens;
   const int rest = static_cast<int>(job.tokens - (job.pages - 1) * kPageTokens);
   const Int counts = lane_numbers() < all(rest);
@@ -74,19 +74,34 @@ GALLEY_INLINE float weigh(const AttentionShape& shape, const WholeAttention& job
     even = max(even, load(row + page * kPageTokens));
     odd = max(odd, load(row + (page + 1) * kPageTokens));
   }
-  const Float scale = all(shape.scale);
-  const Float minus_m = all(-(max_lane(max(even, odd)) * shape.scale));
+  return max_lane(max(even, odd));
+}
+
+// 2^x for x <= 0 to 13 bits: weights are rounded to 8.
+GALLEY_INLINE Float exp2_of_weight(const Float& x) {
+  const Float r{{_mm512_reduce_ps(x.part[0], _MM_FROUND_TO_NEG_INF)}};
+  Float p = fma(all(7.802452e-2f), r, all(2.2606716e-1f));
+  p = fma(p, r, all(6.9583354e-1f));
+  p = fma(p, r, all(9.9992522e-1f));
+  return Float{{_mm512_scalef_ps(p.part[0], x.part[0])}};
+}
+
+// A row's scores to weights. Returns 1 / their sum.
+GALLEY_INLINE float weigh(const AttentionShape& shape, const WholeAttention& job, float largest,
+                          float* row) {
+  const Float scale = all(shape.scale), minus_m = all(-(largest * shape.scale));
   uint16_t* weights = reinterpret_cast<uint16_t*>(row);
   Float sums = zero();
-  for (page = 0; page + 2 <= job.pages; page += 2) {
+  int64_t page = 0;
+  for (; page + 2 <= job.pages; page += 2) {
     const float* s = row + page * kPageTokens;
-    const Float p0 = exp2_nonpositive(fma(load(s), scale, minus_m));
-    const Float p1 = exp2_nonpositive(fma(load(s + kPageTokens), scale, minus_m));
+    const Float p0 = exp2_of_weight(fma(load(s), scale, minus_m));
+    const Float p1 = exp2_of_weight(fma(load(s + kPageTokens), scale, minus_m));
     store_bf16(weights + page * kPageTokens, p0, p1);
     sums = sums + (p0 + p1);
   }
   if (page < job.pages) {
-    const Float p = exp2_nonpositive(fma(load(last), scale, minus_m));
+    const Float p = exp2_of_weight(fma(load(row + page * kPageTokens), scale, minus_m));
     store_bf16(weights + page * kPageTokens, p);
     sums = sums + p;
   }
@@ -153,7 +168,9 @@ GALLEY_INLINE void attend_head(const AttentionShape& shape, const WholeAttention
     for (int64_t page = 0; page < job.pages; page += 4) {
       score_pages(shape, job, q, page, work.scores[0]);
     }
-    for (int r = 0; r < rows; r++) work.inverse[r] = weigh(shape, job, work.scores[r]);
+    float most[kTileRows];
+    for (int r = 0; r < rows; r++) most[r] = largest(job, work.scores[r]);
+    for (int r = 0; r < rows; r++) work.inverse[r] = weigh(shape, job, most[r], work.scores[r]);
     for (int64_t dim = 0; dim < shape.head_dim; dim += 2 * kLanes) {
       add_values(shape, job, dim, work);
       for (int r = 0; r < rows; r++) {
