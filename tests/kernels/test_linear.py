@@ -218,6 +218,19 @@ def expected(rows: Rows, w: PackedWeight) -> np.ndarray:
     return x @ w.unpack().astype(np.float64).T
 
 
+@functools.cache
+def product(name: str, kind: int, n: int, k: int) -> tuple[Rows, np.ndarray]:
+    """Random rows and what the weight makes of them, for all instruction sets."""
+    rows = rows_of(kind, random_rows(13, k))
+    return rows, expected(rows, packed(name, n, k))
+
+
+@functools.cache
+def unpacked(name: str, n: int, k: int) -> PackedWeight:
+    """The weight's values as a dense one."""
+    return pack(QuantizedWeight(dense=packed(name, n, k).unpack()), "f32")
+
+
 def shapes_of(name: str) -> list[tuple[int, int]]:
     recipe = FORMATS[name]
     if recipe is None or recipe.group == 0:
@@ -393,11 +406,9 @@ class TestValues:
         # The levels of E4M3 differ most in size, and so do the terms of its sums.
         tolerance = 4e-6 if name == "E4M3" else 2e-6
         for n, k in shapes_of(name):
-            w = packed(name, n, k)
-            x = rows_of(kind, random_rows(13, k))
+            x, want = product(name, kind, n, k)
             with use_isa(isa):
-                y = linear(x, w)
-            want = expected(x, w)
+                y = linear(x, packed(name, n, k))
             assert np.abs(y - want).max() <= tolerance * np.abs(want).max(), (n, k)
 
     @pytest.mark.parametrize(
@@ -405,12 +416,10 @@ class TestValues:
     )
     def test_float32_activations_give_the_bits_of_dense_weights(self, isa, name):
         for n, k in shapes_of(name):
-            w = packed(name, n, k)
             x = rows_of(F32, random_rows(13, k))
             with use_isa(isa):
-                assert np.array_equal(
-                    linear(x, w), linear(x, pack(QuantizedWeight(dense=w.unpack()), "f32"))
-                )
+                y, dense = linear(x, packed(name, n, k)), linear(x, unpacked(name, n, k))
+            assert np.array_equal(y, dense)
 
     def test_every_float8_number(self, isa):
         """Levels of E4M3 are computed, not looked up."""
