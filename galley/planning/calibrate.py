@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import mmap
 import os
 import platform
 from collections import defaultdict
@@ -73,16 +74,16 @@ class Measured(msgspec.Struct):
 
 
 class _Zeros(ShapeSource):
-    """A `WeightSource` of zeros in one format, in memory like that of an engine's weights."""
+    """A `WeightSource` of zeros in one format, in pages like those of an engine's weights."""
 
-    def __init__(self, fmt: WeightFormat) -> None:
+    def __init__(self, fmt: WeightFormat, mapped: bool) -> None:
         super().__init__()
         self._format = fmt
-        self._memory = WeightMemory()
+        self._allocate = _shared if mapped else WeightMemory().allocate
 
     def matrix(self, matrix: Matrix) -> list[Weight]:
         shape = matrix.num_outputs, matrix.num_inputs
-        data = self._memory.allocate(self._format.num_bytes(shape))
+        data = self._allocate(self._format.num_bytes(shape))
         data[:] = 0  # pages of their own, not one page of zeros that stays in the caches
         return [PackedWeight(self._format, shape, data)]
 
@@ -93,6 +94,11 @@ class _Zeros(ShapeSource):
         self, shape: tuple[int, ...], compute: Callable[[], NDArray[np.float32]]
     ) -> NDArray[np.float32]:
         return np.ascontiguousarray(compute(), np.float32)
+
+
+def _shared(nbytes: int) -> NDArray[np.uint8]:
+    """Bytes in small pages, like those of a mapped file."""
+    return np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
 
 
 def this_machine(
@@ -140,7 +146,7 @@ def measure(fmt: WeightFormat, numbers: KVFormat, sizes: Sizes, threads: int) ->
     longest = CONTEXT + max(PROMPTS)
     config = _config(fmt, sizes)
     info = ModelInfo(ARCHITECTURE, config, config["vocab_size"], longest, "bfloat16")
-    model = model_spec(info).build(_Zeros(fmt), Stage(longest))
+    model = model_spec(info).build(_Zeros(fmt, sizes.mapped), Stage(longest))
     decodes = [Shape(rows, CONTEXT, 1) for rows in ROWS]
     prompts = [Shape(1, 0, tokens) for tokens in PROMPTS]
     steps = SyntheticSteps(model, backend, numbers, [*decodes, *prompts])
