@@ -14,9 +14,6 @@ import pytest
 from httpx._transports import default as httpx_transport
 from hypothesis import HealthCheck, settings
 
-import galley.llm
-import galley.text
-
 # Compile test modules and the programs that tests start once, not at every start.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -76,15 +73,17 @@ def cache_folder(tmp_path_factory):
 def one_tokenizer_a_file() -> Iterator[None]:
     """Engines in this process share the tokenizer of a GGUF file: to load it takes longer than to
     make a small engine."""
-    load = galley.text.load_tokenizer
+    from galley import llm, text  # with numpy, which reads OMP_NUM_THREADS when it is imported
+
+    load = text.load_tokenizer
     of_file = functools.cache(lambda path, changed: load(path))
 
-    def load_once(path: Path) -> galley.text.Tokenizer:
+    def load_once(path: Path) -> text.Tokenizer:
         return of_file(path, path.stat().st_mtime_ns) if path.is_file() else load(path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(galley.text, "load_tokenizer", load_once)
-        patch.setattr(galley.llm, "load_tokenizer", load_once)
+        for module in (text, llm):
+            patch.setattr(module, "load_tokenizer", load_once)
         yield
 
 
