@@ -6,10 +6,10 @@
 Four layers of each family with random weights in bf16. Before each step a buffer beyond the caches
 is read, so that weights, states and the KV cache come from memory, at whose speed their rooflines
 are computed. The roofline of experts is the bytes of those that are expected to be chosen, that of
-latent attention its latents or its arithmetic, that of a recurrence its state or its multiply-adds
-(galley/planning/work.py). The dense path is what linear layers and attention reach of theirs in a
-model of the same sizes, measured in turn. The goal is at least 80 % of it. Takes about four minutes
-on two quiet cores.
+latent attention its latents or its arithmetic, that of a recurrence its state and constants or its
+multiply-adds (galley/planning/work.py). The dense path is what linear layers and attention reach of
+theirs in a model of the same sizes, measured in turn. The goal is at least 80 % of it. Takes about
+a minute and a half on two quiet cores.
 """
 
 from __future__ import annotations

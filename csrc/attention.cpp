@@ -130,7 +130,7 @@ class Attention final : public Op {
 
  private:
   // Rows that share the values made of a tile's latent keys.
-  static constexpr int64_t kLatentRows = 64;
+  static constexpr int64_t kLatentRows = 128;
   static constexpr int64_t kLatentBlock = 16;  // rows up to a multiple of it are read
   // With as many rows of a tile, codes are converted in registers, with more once for all.
   static constexpr int64_t kFewRows = 6;
