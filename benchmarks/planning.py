@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 PAGE, KEPT = ROOT / "docs" / "planning.md", ROOT / "build" / "planning.json"
 BEGIN, END = "<!-- benchmarks.planning -->", "<!-- end -->"
 MODELS, STREAMS = ("built in", "135M", "135M int8", "1B", "3B"), (1, 8, 32, 64)
-#: A row is measured again, once, if the machine's speed after it was so many times that before.
+#: A row is measured once more if its two predictions differ by more than this factor.
 STEADY = 1.2
 HEAD = (
     "| model | streams | in, out | memory, MB | tokens/s | TTFT, ms | ITL, ms | foreign cores "
