@@ -523,14 +523,15 @@ void unpack_entry(const HeaderColumn<const uint8_t>& h, const CodeTarget& t, int
 
 void unpack_dense_row(const WeightLayout& w, const uint8_t* panel, int64_t column, float* out) {
   const uint8_t* words = panel + column * 4;
-  for (int64_t k = 0; k < w.k; k++) {
-    if (w.format == Format::f32) {
-      std::memcpy(out + k, words + k * kPanel * 4, 4);
-    } else {
-      uint16_t half;
-      std::memcpy(&half, words + k / 2 * kPanel * 4 + k % 2 * 2, 2);
-      out[k] = float_from_bf16(half);
-    }
+  if (w.format == Format::f32) {
+    for (int64_t k = 0; k < w.k; k++) std::memcpy(out + k, words + k * kPanel * 4, 4);
+    return;
+  }
+  for (int64_t k = 0; k < w.k; k += 2, words += kPanel * 4) {
+    uint16_t pair[2];
+    std::memcpy(pair, words, 4);
+    out[k] = float_from_bf16(pair[0]);
+    if (k + 1 < w.k) out[k + 1] = float_from_bf16(pair[1]);
   }
 }
 
