@@ -89,9 +89,10 @@ class ModelConfig:
     quantized_activations: QuantizedActivations = "auto"
     """Precision of activations for quantised weights, unless their format prescribes int8 (W8A8).
     int16 is as accurate as the weights; int8 is up to 1.6 times as fast for many tokens at once.
-    bf16 (needs AMX): GGUF weights are multiplied with bfloat16, several times as fast for many
-    tokens. `auto` is bf16 for bfloat16 models larger than the processor's last cache; else int16,
-    except int8 for 4-bit GGUF weights without minima (Q4_0), whose own rounding error is larger."""
+    bf16 (needs AMX): GGUF weights are multiplied with bfloat16, up to twice as fast for many
+    tokens. `auto` is bf16 for bfloat16 models of K types (as Q4_K) larger than the largest cache;
+    else int16, except int8 for 4-bit GGUF weights without minima (Q4_0), whose own rounding error
+    is larger."""
     max_model_len: int | None = None
     """Maximum sequence length, prompt and output together. Default: the model's maximum. Accepts
     4k, 8K; -1 or auto: as long as fits into the KV cache."""

@@ -8,7 +8,7 @@ from galley.config.engine import QuantizedActivations
 from galley.kernels import _native
 from galley.kernels.caches import largest_cache
 from galley.kernels.program import Kind
-from galley.kernels.weight_format import WeightFormat
+from galley.kernels.weight_format import SUPER_DTYPES, WeightFormat
 from galley.kernels.weights import PackedWeight
 
 
@@ -43,15 +43,18 @@ def activation_kind(weight: WeightFormat, quantized: QuantizedActivations) -> Ki
 
 
 def suits_bf16(weights: Iterable[PackedWeight]) -> bool:
-    """Whether rows of bf16 suit a model with these weights: AMX multiplies them, some weights leave
-    the choice, and all together are larger than the largest cache. From a cache a single row is
-    multiplied faster with integers, from memory as fast; more rows are always faster as bf16.
+    """Whether rows of bf16 suit a model with these weights: AMX multiplies them, the weights are
+    larger than the largest cache, and most of them have scales of two levels (K types of GGUF) and
+    leave the choice. Up to eight rows of such weights from memory take about as long as with
+    integers, more rows less. Of weights of other types, or from a cache, few rows take longer.
     """
     held = list(weights)
+    total = sum(weight.num_bytes for weight in held)
+    suited = [w for w in held if w.format.scale in SUPER_DTYPES and _chooses_bf16(w.format)]
     return (
         _native.isa() == "amx"
-        and any(_chooses_bf16(weight.format) for weight in held)
-        and sum(weight.num_bytes for weight in held) > largest_cache()
+        and total > largest_cache()
+        and 2 * sum(weight.num_bytes for weight in suited) > total
     )
 
 
