@@ -10,8 +10,8 @@ from galley.spec.costs import mean_without_pauses
 START = 64
 #: Fewest tokens; also the unit: what the kernels compute at once.
 UNIT = 16
-#: A step may always take so many times as long as one without prompts: where decoding alone is
-#: slow, prompts would else hardly advance.
+#: The target is at least so many times a step without prompts: where decoding alone is slow, prompts
+#: would else hardly advance.
 SLOWEST = 3.0
 #: Where more prompts wait than rows decode, the target is longer by that ratio, at most so many
 #: times: a step delays few streams and brings many requests sooner to their first token.
@@ -79,7 +79,8 @@ class StepPace:
         if not self._holds(num_decode):
             return 0
         if self._token:
-            target = self._target * min(max(num_prompts / num_decode, 1.0), MOST_TARGETS)
-            seconds = max(target, SLOWEST * self._decode) - self._decode
+            target = max(self._target, SLOWEST * self._decode)
+            target *= min(max(num_prompts / num_decode, 1.0), MOST_TARGETS)
+            seconds = target - self._decode
             self._allowed = max(int(seconds / self._token) // UNIT, 1) * UNIT
         return self._allowed

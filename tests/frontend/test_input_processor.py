@@ -178,7 +178,7 @@ BAD: list[tuple[Any, dict[str, Any], str, str]] = [
     ({"prompt": 5}, {}, "prompt", "text"),
     ({"prompt": "a", "cache_salt": ""}, {}, "cache_salt", "non-empty"),
     ("a" * 32, {}, "prompt", "32 tokens, but the prompt has 32"),
-    ("a" * 20, {"max_tokens": 33}, "max_tokens", "length of 32 tokens"),
+    ("a" * 20, {"max_tokens": 33}, "max_tokens", "max_model_len=32"),
     ("a" * 20, {"max_tokens": None, "min_tokens": 13}, "min_tokens", "12 tokens"),
     ("a", {"n": 9}, "n", "at most 8"),
     ("a", {"logprobs": 21}, "logprobs", "20 allowed"),
