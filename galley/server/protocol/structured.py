@@ -74,9 +74,10 @@ class TextConfig(msgspec.Struct):
         return self.format
 
 
-class SchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema"):
+class SchemaFormat(msgspec.Struct):
     """JSON of a schema, as Anthropic spells it."""
 
+    type: Literal["json_schema"]
     schema: dict[str, Any]
 
 
