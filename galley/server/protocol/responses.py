@@ -166,11 +166,17 @@ def _text_of(item: Item, key: str, where: str) -> str:
 
 
 def _reasoning_texts(item: Item, where: str) -> list[str]:
-    parts = item.get("content") or item.get("summary") or []
+    content, summary = (_texts(item.get(key), f"{where}.{key}") for key in ("content", "summary"))
+    return content or summary
+
+
+def _texts(parts: Any, where: str) -> list[str]:
+    if parts is None:
+        return []
     if not isinstance(parts, list) or not all(
         isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts
     ):
-        raise InvalidRequest(f"{where}.content must be a list of texts.", field="input")
+        raise InvalidRequest(f"{where} must be a list of texts.", field="input")
     return [part["text"] for part in parts]
 
 

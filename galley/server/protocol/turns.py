@@ -35,7 +35,18 @@ _PARTS = [
     *(_part(kind, key) for kind, key in TEXT_PARTS.items()),
     _part("prompt_embeds", "data"),
 ]
-_CONTENT = {"anyOf": [_TEXT, {"type": "null"}, {"type": "array", "items": {"anyOf": _PARTS}}]}
+_PART_LIST = {"type": "array", "items": {"anyOf": _PARTS}}
+_CONTENT = {"anyOf": [_TEXT, {"type": "null"}, _PART_LIST]}
+#: Of reasoning, whose parts may be of any type.
+_TEXTS = {
+    "anyOf": [
+        {"type": "null"},
+        {
+            "type": "array",
+            "items": {"type": "object", "required": ["text"], "properties": {"text": _TEXT}},
+        },
+    ]
+}
 _CALLS = {
     "anyOf": [
         {"type": "null"},
@@ -65,8 +76,12 @@ _ITEM = {
             "properties": {"type": {"const": "message"}, "role": _ROLE, "content": _CONTENT},
         },
         _typed("function_call", {**_CALL_ID, "name": _TEXT, "arguments": _TEXT}),
-        _typed("function_call_output", {**_CALL_ID, "output": _TEXT}),
-        _typed("reasoning", {"content": {"type": "array", "items": _typed("reasoning_text")}}),
+        _typed("function_call_output", {**_CALL_ID, "output": {"anyOf": [_TEXT, _PART_LIST]}}),
+        {
+            "type": "object",
+            "required": ["type"],
+            "properties": {"type": {"const": "reasoning"}, "content": _TEXTS, "summary": _TEXTS},
+        },
     ]
 }
 _BLOCK = {
