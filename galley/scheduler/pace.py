@@ -10,8 +10,8 @@ from galley.spec.costs import mean_without_pauses
 START = 64
 #: Fewest tokens; also the unit: what the kernels compute at once.
 UNIT = 16
-#: The target is at least so many times a step without prompts: where decoding alone is slow, prompts
-#: would else hardly advance.
+#: The target is at least so many times a step without prompts: where decoding alone is slow,
+#: prompts would else hardly advance.
 SLOWEST = 3.0
 #: Where more prompts wait than rows decode, the target is longer by that ratio, at most so many
 #: times: a step delays few streams and brings many requests sooner to their first token.
