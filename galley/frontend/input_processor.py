@@ -89,6 +89,15 @@ class Limits:
     is_encoder: bool = False
     embed_columns: int = 0
 
+    def check_max_tokens(self, max_tokens: int | None) -> None:
+        """Raise InvalidRequest for more than the model's length."""
+        if max_tokens is not None and max_tokens > self.max_model_len:
+            raise InvalidRequest(
+                f"max_tokens={max_tokens} cannot be greater than max_model_len="
+                f"{self.max_model_len}. Please request fewer output tokens.",
+                field="max_tokens",
+            )
+
 
 class InputProcessor:
     """Makes engine requests. `limits` may be replaced when an engine reports its real length.
@@ -349,12 +358,8 @@ class InputProcessor:
                 "length of the input prompt.",
                 field="prompt",
             )
-        if max_tokens is not None and max_tokens > length and not clip:
-            raise InvalidRequest(
-                f"max_tokens={max_tokens} cannot be greater than max_model_len={length}. Please "
-                "request fewer output tokens.",
-                field="max_tokens",
-            )
+        if not clip:
+            self.limits.check_max_tokens(max_tokens)
         num_output = room if max_tokens is None else min(max_tokens, room)
         if params.min_tokens > num_output and not clip:
             raise InvalidRequest(

@@ -77,14 +77,8 @@ async def search(
     if isinstance(ids, str):
         text, tokenizer = ids, ctx.require_tokenizer()
         ids = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens)
-    length = limits.max_model_len
-    if max_tokens is not None and max_tokens > length:
-        raise InvalidRequest(
-            f"max_tokens={max_tokens} cannot be greater than max_model_len={length}. Please "
-            "request fewer output tokens.",
-            field="max_tokens",
-        )
-    room = max(length - len(ids), 1)
+    limits.check_max_tokens(max_tokens)
+    room = max(limits.max_model_len - len(ids), 1)
     width = request.n or 1
     if 2 * width > limits.max_logprobs != -1:
         raise InvalidRequest(
