@@ -403,7 +403,7 @@ def _from_config(config: PreTrainedConfig, model_info: ModelInfo) -> PreTrainedM
                 attn_implementation="eager",
             ),
         )
-    except (ValueError, TypeError, ImportError, AttributeError, KeyError) as error:
+    except Exception as error:  # whatever the library's models raise for such a config
         raise ModelError(
             f"{model_info.architecture}: transformers cannot make the model: {error}"
         ) from error

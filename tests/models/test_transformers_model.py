@@ -215,6 +215,23 @@ def test_models_that_cannot_run_are_refused_by_name(family, config, message, tmp
         engine(tmp_path, model_impl="transformers")
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"hidden_size": -1},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0, "factor": 2.0}},
+    ],
+)
+def test_a_config_of_which_transformers_makes_no_model_is_refused(
+    damage: dict[str, Any], tmp_path: Path
+) -> None:
+    make(Case("BitNet", IDS)).save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | damage))
+    with pytest.raises(ModelError, match="BitNetForCausalLM: transformers cannot make the model"):
+        engine(tmp_path, model_impl="transformers")
+
+
 def test_angles_that_follow_the_longest_sequence_are_refused(tmp_path: Path) -> None:
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     make(Case("Llama", {"rope_parameters": rope, **IDS})).save_pretrained(tmp_path)
