@@ -11,6 +11,7 @@ Knows nothing of checkpoints: the file maps the text of a matrix's spec to its w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import mmap
@@ -21,7 +22,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -39,6 +40,8 @@ _LENGTHS = struct.Struct("<QI")
 _ALIGNMENT = 64
 #: Checksums of at least so many bytes are computed by several threads.
 MIN_BYTES_FOR_THREADS = 64 << 20
+#: The file is written and mapped so that the system can keep it in pages of this size.
+HUGE_PAGE = 2 << 20
 
 
 class PackedMatrix(msgspec.Struct, frozen=True, eq=False):
@@ -66,6 +69,8 @@ class PackedFile(msgspec.Struct, frozen=True, eq=False):
                 lock_shared(f.fileno())  # held by the mapping, which duplicates the descriptor
                 status = os.fstat(f.fileno())
                 mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+                with contextlib.suppress(OSError):  # a system without large pages
+                    mapped.madvise(mmap.MADV_HUGEPAGE)
         except (OSError, ValueError):
             return None
         try:
@@ -94,20 +99,31 @@ def write_packed(path: Path, matrices: Sequence[PackedMatrix]) -> int:
             offset += _padded(packed.data.nbytes)
         entries.append([matrix.spec, weights])
     header = json.dumps({"bytes": offset, "matrices": entries}).encode()
-    temporary = tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False)  # noqa: SIM115
+    temporary = tempfile.NamedTemporaryFile(  # noqa: SIM115
+        buffering=HUGE_PAGE, dir=path.parent, suffix=".part", delete=False
+    )
     try:
         with temporary as f:
             checksum = zlib.crc32(header)
             start = MAGIC + _LENGTHS.pack(len(header), checksum) + header
-            f.write(start.ljust(_padded(len(start)), b"\0"))
+            _write(f, start.ljust(_padded(len(start)), b"\0"))
             for data in arrays:
-                f.write(data.data)
-                f.write(bytes(_padded(data.nbytes) - data.nbytes))
+                _write(f, data.data)
+                _write(f, bytes(_padded(data.nbytes) - data.nbytes))
         os.replace(temporary.name, path)
     except BaseException:
         os.unlink(temporary.name)
         raise
     return checksum
+
+
+def _write(file: IO[bytes], data: bytes | memoryview) -> None:
+    """Write in pieces that end at multiples of HUGE_PAGE, so that the file's buffer of that size is
+    flushed there: the system keeps in one large page what one write covers whole."""
+    while data:
+        piece = HUGE_PAGE - file.tell() % HUGE_PAGE
+        file.write(data[:piece])
+        data = data[piece:]
 
 
 class _Content(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import io
 import json
 import mmap
 import os
@@ -56,6 +57,36 @@ def test_written_weights_are_read_back(tmp_path, matrices):
             assert theirs.shape == ours.shape
             assert np.array_equal(theirs.data, ours.data)
     assert list(tmp_path.iterdir()) == [path]
+
+
+class WriteSizes(io.RawIOBase):
+    """A file that remembers the size of each write."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return sum(self.sizes)
+
+    def write(self, data) -> int:
+        self.sizes.append(len(data))
+        return len(data)
+
+
+def test_each_write_covers_a_huge_page():
+    page = packed_file.HUGE_PAGE
+    raw = WriteSizes()
+    with io.BufferedWriter(raw, page) as file:
+        for n in (5, page + 1, 64, 2 * page, page - 70):
+            packed_file._write(file, bytes(n))
+        file.flush()
+        assert raw.sizes == [page] * 4
 
 
 @pytest.mark.parametrize("at", [0, 9, 30, 300, -8192, -700, -1])
