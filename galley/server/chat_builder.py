@@ -33,6 +33,7 @@ from galley.server.protocol.chat import (
     ChatToolCall,
     FunctionCall,
 )
+from galley.server.protocol.tools import NamedTool
 from galley.server.response_builder import (
     DONE,
     ResponseHeader,
@@ -87,6 +88,9 @@ class ChatResponseBuilder:
         self._parsers = parsers
         #: Numbers of choices that have called a tool.
         self._calling: set[int] = set()
+        #: The request names the function, or forces calls at all.
+        self._named = isinstance(request.tool_choice, NamedTool)
+        self._forced = self._named or request.tool_choice == "required"
         self._prompt_text = prompt_text
         self._as_ids = as_ids
         self._usage_at_end = request.include_usage or force_usage
@@ -150,7 +154,8 @@ class ChatResponseBuilder:
             for block in blocks
             if isinstance(block, ToolCall)
         ]
-        nothing = "" if not (reasoning or calls) else None
+        # As in vLLM's answers, a forced call has an empty content.
+        nothing = "" if self._forced or not (reasoning or calls) else None
         return ChatMessage(
             role.role,
             role.echo + content or nothing,
@@ -171,7 +176,8 @@ class ChatResponseBuilder:
         return parts
 
     def _finish_reason(self, index: int, choice: CompletionOutput) -> str | None:
-        called = choice.finish_reason == "stop" and index in self._calling
+        """As in OpenAI's and vLLM's answers, a call that the request names ends with "stop"."""
+        called = choice.finish_reason == "stop" and index in self._calling and not self._named
         return "tool_calls" if called else choice.finish_reason
 
     def _logprobs(self, choice: CompletionOutput) -> ChatLogprobs | None:

@@ -121,11 +121,12 @@ def test_forced_calls_of_a_model_that_writes_noise(
 
     tools = [{"type": "function", "function": function}]
     chat = {**ask, "messages": HI, "tools": tools, "parallel_tool_calls": False}
-    for choice in ("required", {"type": "function", "function": {"name": "rate"}}):
+    named = {"type": "function", "function": {"name": "rate"}}
+    for choice, reason in (("required", "tool_calls"), (named, "stop")):
         whole = client.chat.completions.create(**chat, tool_choice=choice)
         [call] = whole.choices[0].message.tool_calls
         check(call.function.arguments)
-        assert whole.choices[0].finish_reason == "tool_calls"
+        assert whole.choices[0].finish_reason == reason
         with client.chat.completions.stream(**chat, tool_choice=choice) as stream:
             [streamed] = stream.get_final_completion().choices[0].message.tool_calls
         assert streamed.function.arguments == call.function.arguments
