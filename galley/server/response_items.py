@@ -3,6 +3,7 @@
     Content            message          content_part.*, output_text.*
     Reasoning          reasoning        content_part.*, reasoning_text.*
     ToolCallStart, …   function_call    function_call_arguments.*
+                       custom_tool_call custom_tool_call_input.*
 
 Items follow one another: the next one begins when the one before is done.
 """
@@ -10,12 +11,16 @@ Items follow one another: the next one begins when the one before is done.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import msgspec
+
+from galley.chat.custom_tools import InputReader
 from galley.chat.parts import Content, Part, Reasoning, ToolCallArguments, ToolCallStart
 from galley.server.protocol.chat import ContentLogprob
 from galley.server.protocol.responses import (
+    CustomCallItem,
     FunctionCallItem,
     ItemStatus,
     OutputItem,
@@ -24,6 +29,7 @@ from galley.server.protocol.responses import (
     ReasoningItem,
     ReasoningText,
 )
+from galley.server.protocol.tools import ResponseCustomTool, ResponseTool, names_within
 from galley.server.response_builder import to_json
 
 #: Writes an event: its name without "response.", and its fields.
@@ -124,10 +130,19 @@ class StreamedReasoning:
 
 
 class StreamedCall:
-    """A tool call."""
+    """A call of a function.
 
-    def __init__(self, write: Write, index: int, start: ToolCallStart) -> None:
-        self.item = FunctionCallItem(_new_id("fc"), "in_progress", start.id, start.name)
+    Args:
+        within: namespace and name of a function of a namespace.
+    """
+
+    def __init__(
+        self, write: Write, index: int, start: ToolCallStart, within: tuple[str, str] | None
+    ) -> None:
+        namespace, name = within or (msgspec.UNSET, start.name)
+        self.item = FunctionCallItem(
+            _new_id("fc"), "in_progress", start.id, name, namespace=namespace
+        )
         self._write = write
         self._pieces: list[str] = []
         self._place = {"output_index": index}
@@ -148,6 +163,40 @@ class StreamedCall:
         )
 
 
+class StreamedCustomCall:
+    """A call of a tool whose input is a free text."""
+
+    def __init__(self, write: Write, index: int, start: ToolCallStart) -> None:
+        self.item = CustomCallItem(_new_id("ctc"), "in_progress", start.id, start.name)
+        self._write = write
+        self._reader = InputReader()
+        self._place = {"output_index": index}
+        self._item_place = {"item_id": self.item.id, **self._place}
+
+    def open(self) -> bytes:
+        return self._write("output_item.added", self._place, {"item": self.item})
+
+    def add(self, text: str, logprobs: list[ContentLogprob]) -> bytes:
+        return self._delta(self._reader.push(text))
+
+    def close(self, status: ItemStatus) -> bytes:
+        self.item.input, rest = self._reader.finish()
+        self.item.status = status
+        done = {"input": self.item.input}
+        return b"".join(
+            (
+                self._delta(rest),
+                self._write("custom_tool_call_input.done", self._item_place, done),
+                self._write("output_item.done", self._place, {"item": self.item}),
+            )
+        )
+
+    def _delta(self, text: str) -> bytes:
+        if not text:
+            return b""
+        return self._write("custom_tool_call_input.delta", self._item_place, {"delta": text})
+
+
 class Items:
     """All items of a response.
 
@@ -155,15 +204,24 @@ class Items:
         write: writes an event.
         next_number: gives the number of the next event.
         logprobs: texts of messages have logprobs.
+        tools: of the request.
 
     Attributes:
         done: the items that are complete.
     """
 
-    def __init__(self, write: Write, next_number: Callable[[], int], logprobs: bool) -> None:
+    def __init__(
+        self,
+        write: Write,
+        next_number: Callable[[], int],
+        logprobs: bool,
+        tools: Sequence[ResponseTool],
+    ) -> None:
         self._write = write
         self._next_number = next_number
         self._logprobs = logprobs
+        self._custom = {tool.name for tool in tools if isinstance(tool, ResponseCustomTool)}
+        self._within = names_within(tools)
         self._open: StreamedItem | None = None
         self._kind: type[Part] | None = None
         self.done: list[OutputItem] = []
@@ -173,8 +231,10 @@ class Items:
         closed = self._close("completed")
         index = len(self.done)
         item: StreamedItem
-        if isinstance(part, ToolCallStart):
-            item = StreamedCall(self._write, index, part)
+        if isinstance(part, ToolCallStart) and part.name in self._custom:
+            item = StreamedCustomCall(self._write, index, part)
+        elif isinstance(part, ToolCallStart):
+            item = StreamedCall(self._write, index, part, self._within.get(part.name))
         elif isinstance(part, Reasoning):
             item = StreamedReasoning(self._write, index)
         else:

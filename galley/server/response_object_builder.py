@@ -61,7 +61,7 @@ class ResponseObjectBuilder:
         self._tokens: list[int] = []
         self._number = 0
         self._last: CompletionOutput | None = None
-        self._items = Items(self._event, self._next, top_logprobs is not None)
+        self._items = Items(self._event, self._next, top_logprobs is not None, response.tools)
 
     def whole(self, output: RequestOutput) -> bytes:
         self._take(output)

@@ -10,13 +10,10 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from galley.errors import InvalidRequest, NotFound, Overloaded
-from galley.server.protocol.responses import (
-    FunctionCallItem,
-    OutputMessage,
-    ReasoningItem,
-    ResponseObject,
-)
+from galley.server.protocol.responses import ResponseObject, add_item
 
 CAPACITY = 1000
 
@@ -66,23 +63,10 @@ class Record:
 
     def next_messages(self) -> list[dict[str, Any]]:
         """The conversation with this answer at its end."""
-        texts: list[str] = []
-        thoughts: list[str] = []
-        calls: list[dict[str, Any]] = []
-        for item in self.response.output:
-            if isinstance(item, OutputMessage):
-                texts += [part.text for part in item.content]
-            elif isinstance(item, ReasoningItem):
-                thoughts += [part.text for part in item.content]
-            elif isinstance(item, FunctionCallItem):
-                function = {"name": item.name, "arguments": item.arguments}
-                calls.append({"id": item.call_id, "type": "function", "function": function})
-        answer: dict[str, Any] = {"role": "assistant", "content": "".join(texts)}
-        if thoughts:
-            answer["reasoning_content"] = "".join(thoughts)
-        if calls:
-            answer["tool_calls"] = calls
-        return [*self.messages, answer]
+        answer: list[dict[str, Any]] = []
+        for i, item in enumerate(self.response.output):
+            add_item(answer, msgspec.to_builtins(item), f"output[{i}]")
+        return [*self.messages, *answer]
 
 
 class ResponseStore:

@@ -103,6 +103,14 @@ def test_input_as_items(served: Served) -> None:
     )
 
 
+@pytest.mark.parametrize("status", ["in_progress", "incomplete", "completed"])
+def test_a_message_that_is_not_complete_is_continued(served: Served, status: str) -> None:
+    begun = {"type": "message", "role": "assistant", "id": "m", "status": status}
+    begun["content"] = [{"type": "output_text", "text": "The capital", "annotations": []}]
+    ask(served, input=[{"role": "user", "content": ASK}, begun])
+    assert seen(served).endswith("The capital") == (status != "completed")
+
+
 def test_cut_short(served: Served) -> None:
     response = ask(served, max_output_tokens=3)
     assert response.status == "incomplete"
@@ -185,7 +193,7 @@ def test_logprobs(served: Served) -> None:
         ({"temperature": 7, "top_p": 0}, "top_p"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"max_output_tokens": 0}, "max_tokens"),
-        ({"reasoning": {"summary": "auto"}}, "reasoning"),
+        ({"reasoning": {"summary": "detailed"}}, "reasoning"),
     ],
 )
 def test_what_is_wrong_is_named(served: Served, change: dict[str, Any], field: str) -> None:
@@ -199,6 +207,7 @@ def test_what_is_wrong_is_named(served: Served, change: dict[str, Any], field: s
     [
         {"include": ["reasoning.encrypted_content"], "top_logprobs": 3},
         {"text": {"verbosity": "low"}},
+        {"reasoning": {"effort": "low", "summary": "auto"}},
         {"text": {"format": {"type": "text"}, "verbosity": "medium"}},
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from galley.chat.custom_tools import InputReader
 from galley.chat.parsers import OutputFormats, open_formats
 from galley.chat.tool_parsers import TOOL_PARSERS
 from galley.config.server import ServerConfig
@@ -72,7 +73,7 @@ def test_a_required_call_is_constrained_and_read(served: Served) -> None:
     [call] = choice["message"]["tool_calls"]
     assert call["function"] == {"name": "look", "arguments": '{"city": "Paris"}'}
     assert choice["finish_reason"] == "tool_calls"
-    assert choice["message"]["content"] is None
+    assert choice["message"]["content"] == ""
     assert choice["message"]["reasoning"] == "Hm."
     request = served.engine.seen[-1]
     assert request.constraint is not None
@@ -88,6 +89,7 @@ def test_a_named_call_is_its_arguments(served: Served) -> None:
     choice = chat(served, tools=[TOOL, OTHER], tool_choice=NAMED)
     [call] = choice["message"]["tool_calls"]
     assert call["function"] == {"name": "look", "arguments": CALLS}
+    assert choice["finish_reason"] == "stop"
     schema = served.engine.seen[-1].constraint.text
     assert '"city"' in schema
     assert '"wait"' not in schema
@@ -197,6 +199,73 @@ def test_responses_items_are_the_same_conversation(served: Served) -> None:
     assert [item["type"] for item in told["output"]] == ["reasoning", "function_call"]
     assert told["tool_choice"] == {"type": "function", "name": "look"}
     assert '"city"' in served.engine.seen[-1].constraint.text
+
+
+PATCH = {"type": "custom", "name": "patch", "description": "Edit.", "format": {"type": "text"}}
+SPACE = {"type": "namespace", "name": "map", "description": "", "tools": [FLAT]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (r'{"input": "a\n\"b\" \ud83d\ude00 \\ud83d"}', 'a\n"b" 😀 \\ud83d'),
+        ('{ "input":"a\nb"}', "a\nb"),
+        ('{"input": "cut \\', "cut "),
+        ('{"input": "\\ud83d!"}', "\ufffd!"),
+        ('{"x": 1, "input": "a"}', "a"),
+        ("a", "a"),
+        ('{"x": 1}', '{"x": 1}'),
+    ],
+)
+def test_the_input_of_a_custom_tool_in_pieces(arguments: str, text: str) -> None:
+    reader = InputReader()
+    pieces = [reader.push(character) for character in arguments]
+    whole, rest = reader.finish()
+    assert whole == "".join(pieces) + rest == text
+
+
+def test_a_custom_tool(served: Served) -> None:
+    """Calls and results are items of their own; the model has a function of one text."""
+    served.engine.script = reply_with('Hm.</think>{"input": "*** a\\n"}')
+    items = [
+        TALK[0],
+        {"type": "custom_tool_call", "call_id": "c1", "name": "patch", "input": "--- b\n"},
+        {"type": "custom_tool_call_output", "call_id": "c1", "output": "Done."},
+    ]
+    body = {"model": MODEL, "input": items, "tools": [PATCH]}
+    body["tool_choice"] = {"type": "custom", "name": "patch"}
+    told = served.post("/v1/responses", body).json()
+    call = told["output"][-1]
+    assert (call["type"], call["name"], call["input"]) == ("custom_tool_call", "patch", "*** a\n")
+    messages, [tool], _ = given(served)
+    assert messages[1]["tool_calls"][0]["function"]["arguments"] == {"input": "--- b\n"}
+    assert messages[2]["content"] == "Done."
+    assert tool["function"]["parameters"]["required"] == ["input"]
+    more = {**body, "input": [items[2]], "previous_response_id": told["id"]}
+    assert served.post("/v1/responses", more).status_code == 200
+    assert given(served)[0][-2]["tool_calls"][0]["function"]["arguments"] == {"input": "*** a\n"}
+    events = list(served.client().responses.create(**{**body, "stream": True}))
+    deltas = [e.delta for e in events if e.type == "response.custom_tool_call_input.delta"]
+    [done] = [e for e in events if e.type == "response.custom_tool_call_input.done"]
+    assert "".join(deltas) == done.input == "*** a\n"
+    assert len(deltas) > 1
+
+
+def test_a_namespace_of_functions(served: Served) -> None:
+    body = {"model": MODEL, "input": "Paris?", "tools": [SPACE]}
+    named = {**body, "tool_choice": {"type": "function", "name": "look"}}
+    told = served.post("/v1/responses", named)
+    call = told.json()["output"][-1]
+    assert (call["namespace"], call["name"]) == ("map", "look")
+    again = {"type": "function_call", "namespace": "map", "name": "look", "call_id": "c"}
+    items = [TALK[0], {**again, "arguments": "{}"}]
+    assert served.post("/v1/responses", {**body, "input": items}).status_code == 200
+    messages, [tool], _ = given(served)
+    assert messages[1]["tool_calls"][0]["function"]["name"] == "map__look"
+    assert tool["function"]["name"] == "map__look"
+    wrong = served.post("/v1/responses", {**named, "tools": [SPACE, {**SPACE, "name": "chart"}]})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "tool_choice")
+    assert "map__look, chart__look" in wrong.json()["error"]["message"]
 
 
 def test_a_stored_response_continues_with_its_calls(served: Served) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from galley.chat.custom_tools import arguments_of
 from galley.errors import InvalidRequest, Unsupported
 from galley.request import StructuredOutputs
 from galley.server.protocol.base import BodyReader
@@ -21,7 +22,7 @@ from galley.server.protocol.generation import (
     check_generation,
 )
 from galley.server.protocol.structured import TextConfig
-from galley.server.protocol.tools import ResponseTool, ResponseToolChoice
+from galley.server.protocol.tools import ResponseTool, ResponseToolChoice, name_within
 from galley.server.protocol.turns import Item, Turn
 
 LOGPROBS = "message.output_text.logprobs"
@@ -116,11 +117,25 @@ class ResponsesRequest(SamplingFields, kw_only=True):
             return [{"role": "user", "content": self.input}]
         messages: list[dict[str, Any]] = []
         for i, item in enumerate(self.input):
-            _add_item(messages, item, f"input[{i}]")
+            add_item(messages, item, f"input[{i}]")
         return messages
 
+    @property
+    def continues_message(self) -> bool:
+        """Whether the input ends with a message of the assistant that is not complete."""
+        last = self.input[-1] if isinstance(self.input, list) else {}
+        return (
+            last.get("type", "message") == "message"
+            and last.get("role") == "assistant"
+            and last.get("status") in ("in_progress", "incomplete")
+        )
 
-def _add_item(messages: list[dict[str, Any]], item: Item, where: str) -> None:
+
+def add_item(messages: list[dict[str, Any]], item: Item, where: str) -> None:
+    """Add an item to the last of `messages`, if it belongs to the same turn, or after it.
+
+    Raises as `ResponsesRequest.messages`, with `where` for the place of the item.
+    """
     kind = item.get("type", "message")
     last = messages[-1] if messages and messages[-1]["role"] == "assistant" else None
     if kind == "message":
@@ -134,16 +149,21 @@ def _add_item(messages: list[dict[str, Any]], item: Item, where: str) -> None:
     elif kind == "reasoning":
         texts = _reasoning_texts(item, where)
         messages.append({"role": "assistant", "content": "", "reasoning_content": "\n".join(texts)})
-    elif kind == "function_call":
-        name, arguments = (_text_of(item, key, where) for key in ("name", "arguments"))
-        call_id = _text_of(item, "call_id", where)
+    elif kind in ("function_call", "custom_tool_call"):
+        name, call_id = (_text_of(item, key, where) for key in ("name", "call_id"))
+        if kind == "function_call":
+            arguments = _text_of(item, "arguments", where)
+        else:
+            arguments = arguments_of(_text_of(item, "input", where))
+        if item.get("namespace") is not None:
+            name = name_within(_text_of(item, "namespace", where), name)
         if last is None:
             last = {"role": "assistant", "content": ""}
             messages.append(last)
         call = {"name": name, "arguments": arguments}
         calls = last.setdefault("tool_calls", [])
         calls.append({"id": call_id, "type": "function", "function": call})
-    elif kind == "function_call_output":
+    elif kind in ("function_call_output", "custom_tool_call_output"):
         call_id = _text_of(item, "call_id", where)
         if not isinstance(item.get("output"), str | list):
             raise InvalidRequest(
@@ -152,8 +172,8 @@ def _add_item(messages: list[dict[str, Any]], item: Item, where: str) -> None:
         messages.append({"role": "tool", "tool_call_id": call_id, "content": item["output"]})
     else:
         raise Unsupported(
-            f"{where}: items of type {kind!s:.50} are not supported: only messages, function "
-            "calls, their outputs and reasoning are.",
+            f"{where}: items of type {kind!s:.50} are not supported: only messages, calls, "
+            "their outputs and reasoning are.",
             field="input",
         )
 
@@ -195,7 +215,9 @@ def check_responses(request: ResponsesRequest) -> None:
             field="previous_response_id",
         )
     reasoning = request.reasoning
-    if reasoning and (reasoning.summary or reasoning.generate_summary):
+    summaries = (reasoning.summary, reasoning.generate_summary) if reasoning else ()
+    # "auto" is the best summary that the model has: none.
+    if any(summary not in (None, "auto") for summary in summaries):
         raise Unsupported("summaries of reasoning are not available yet.", field="reasoning")
 
 
@@ -230,16 +252,27 @@ class ReasoningItem(msgspec.Struct, tag_field="type", tag="reasoning"):
 
 
 class FunctionCallItem(msgspec.Struct, tag_field="type", tag="function_call"):
-    """A tool call; `arguments` is JSON text."""
+    """A call of a function; `arguments` is JSON text."""
 
     id: str
     status: ItemStatus
     call_id: str
     name: str
     arguments: str = ""
+    namespace: str | msgspec.UnsetType = msgspec.UNSET
 
 
-OutputItem = OutputMessage | ReasoningItem | FunctionCallItem
+class CustomCallItem(msgspec.Struct, tag_field="type", tag="custom_tool_call"):
+    """A call of a tool whose input is a free text."""
+
+    id: str
+    status: ItemStatus
+    call_id: str
+    name: str
+    input: str = ""
+
+
+OutputItem = OutputMessage | ReasoningItem | FunctionCallItem | CustomCallItem
 
 
 class InputDetails(msgspec.Struct):

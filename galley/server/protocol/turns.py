@@ -69,6 +69,8 @@ _TURN = {
     ],
 }
 _CALL_ID = {"call_id": _TEXT}
+_OUTPUT = {"output": {"anyOf": [_TEXT, _PART_LIST]}}
+_OUTPUTS = ("function_call_output", "custom_tool_call_output")
 _ITEM = {
     "anyOf": [
         {
@@ -76,7 +78,8 @@ _ITEM = {
             "properties": {"type": {"const": "message"}, "role": _ROLE, "content": _CONTENT},
         },
         _typed("function_call", {**_CALL_ID, "name": _TEXT, "arguments": _TEXT}),
-        _typed("function_call_output", {**_CALL_ID, "output": {"anyOf": [_TEXT, _PART_LIST]}}),
+        _typed("custom_tool_call", {**_CALL_ID, "name": _TEXT, "input": _TEXT}),
+        *(_typed(kind, _CALL_ID | _OUTPUT) for kind in _OUTPUTS),
         {
             "type": "object",
             "required": ["type"],

@@ -228,9 +228,10 @@ class ResponsesHandler:
 
     def _tool_use(self, request: ResponsesRequest) -> ToolUse:
         """Raises InvalidRequest for a choice of tools that cannot be served."""
-        tools = [each.tool() for each in request.tools or ()]
+        given = request.tools or []
+        tools = [function for tool in given for function in tool.functions()]
         choice = response_choice(
-            request.tool_choice or ("auto" if tools else None), request.parallel_tool_calls
+            request.tool_choice or ("auto" if tools else None), request.parallel_tool_calls, given
         )
         without = not tools and request.tool_choice == "auto"
         return tool_use(
@@ -268,8 +269,8 @@ class ResponsesHandler:
         return await render(
             self.ctx,
             messages,
-            add_generation_prompt=True,
-            continue_final_message=False,
+            add_generation_prompt=not request.continues_message,
+            continue_final_message=request.continues_message,
             chat_template=None,
             chat_template_kwargs=kwargs,
             tools=use.for_template(),
