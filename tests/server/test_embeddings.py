@@ -191,12 +191,12 @@ def test_truncation_keeps_the_tokens_that_the_tokenizer_adds(server: Embedder) -
     left = server.vectors(TEXTS[0], truncate_prompt_tokens=4, truncation_side="left")
     assert left == server.vectors(ids[-4:])
     assert len(server.vectors("a b " * 400, truncate_prompt_tokens=-1)) == 1
+    assert server.vectors([]) == []
 
 
 @pytest.mark.parametrize(
     ("body", "field", "words"),
     [
-        ({"input": []}, "input", "must not be empty"),
         ({"input": [[1], []]}, "input", "cannot be empty"),
         ({"input": ["a", [1]]}, "input", "mixture"),
         ({"input": [1, VOCAB]}, "input", "out of vocabulary"),
@@ -209,6 +209,7 @@ def test_truncation_keeps_the_tokens_that_the_tokenizer_adds(server: Embedder) -
         ({"input": "a", "encoding_format": "text"}, "encoding_format", "Invalid enum value"),
         ({"input": "a", "prompt_name": "q"}, "prompt_name", "not one of"),
         ({"input": "a", "padding": "max_length"}, "padding", "not padded"),
+        ({"input": "a", "normalize": False}, "normalize", "use_activation"),
         ({"input": "a", "truncate_prompt_tokens": 300}, "truncate_prompt_tokens", "256"),
         ({"input": "a", "truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "at least 1"),
     ],

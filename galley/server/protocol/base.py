@@ -48,13 +48,20 @@ class NoEffect:
 
 @dataclass(frozen=True)
 class Refused:
-    """The field would change the answer and cannot yet: `inert` values ask for nothing."""
+    """The field would change the answer and cannot yet: `inert` values ask for nothing.
+
+    Attributes:
+        always: every value asks for something.
+    """
 
     why: str
     inert: tuple[Any, ...] = ()
+    always: bool = False
 
     def asks(self, value: Any) -> bool:
         """Whether `value` asks for something (null, false and empty values do not)."""
+        if self.always:
+            return True
         if value is None or value is False or value in ("", [], {}):
             return False
         return not any(type(value) is type(i) and value == i for i in self.inert)

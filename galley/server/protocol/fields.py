@@ -100,6 +100,7 @@ POOLING: FieldTable = {
     "mm_processor_kwargs": NoEffect(dict[str, Any] | None, "of media alone"),
     "media_io_kwargs": NoEffect(dict[str, dict[str, Any]] | None, "of media alone"),
     "padding": Refused("inputs are not padded.", ("do_not_pad",)),
+    "normalize": Refused("use `use_activation`.", always=True),
 }
 
 #: Further fields of /v1/embeddings.
