@@ -487,12 +487,13 @@ def check(given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def output(custom_id: Any, status: int, body: Any) -> dict[str, Any]:
-    """A line of the output file."""
+    """A line of the output file. As in vLLM's, a request that failed has an `error` and no body."""
     error = None
     if status != 200:
         found = body.get("error") if isinstance(body, dict) else None
-        message = found.get("message") if isinstance(found, dict) else None
-        error = {"code": str(status), "message": message or f"the server answered {status}"}
+        known = found if isinstance(found, dict) else {}
+        error = {"message": f"the server answered {status}", **known, "code": str(status)}
+        body = None
     reply = {"status_code": status, "request_id": f"galley-batch-{uuid.uuid4().hex}", "body": body}
     line = {"id": f"galley-{uuid.uuid4().hex}", "custom_id": custom_id, "response": reply}
     return {**line, "error": error}

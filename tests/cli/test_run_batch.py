@@ -90,6 +90,7 @@ def test_a_file_of_good_and_bad_lines(tmp_path: Path) -> None:
         assert by_id[name]["response"]["status_code"] == status
         assert words in by_id[name]["error"]["message"]
         assert by_id[name]["error"]["code"] == str(status)
+        assert by_id[name]["response"]["body"] is None
 
 
 def test_lines_of_a_model_that_pools(tmp_path: Path) -> None:
@@ -161,7 +162,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     again = target.read_text().splitlines()
     assert again[:2] == whole[:2]
     bodies = [json.loads(t)["response"]["body"] for t in (*whole, *again)]
-    texts = [body["choices"][0]["message"] if "choices" in body else None for body in bodies]
+    texts = [body["choices"][0]["message"] if body else None for body in bodies]
     assert texts[:5] == texts[5:]
     source.write_text(line("another", **ASK))
     done = run("-i", str(source), "-o", str(target), "--resume")
