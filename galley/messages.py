@@ -84,9 +84,13 @@ class Counters(msgspec.Struct, array_like=True):
 
     One object a core: its parts add to it directly. A counter that is marked with `_exposed` is in
     /metrics without further ado (`observability.catalog`).
+
+    Attributes:
+        prompt_tokens: that were computed.
     """
 
     num_steps: int = 0
+    prompt_tokens: int = 0
     # fmt: off
     num_preemptions: Annotated[int, _exposed(
         "vllm:num_preemptions", "Preemptions of running requests.")] = 0

@@ -125,8 +125,9 @@ def log_start(
         )
     scheduler = config.scheduler
     log.info(
-        "A step takes up to %s tokens of %d sequences, on %d threads.",
+        "A step takes up to %s tokens of %d sequences, on %d thread%s.",
         f"{scheduler.max_num_batched_tokens:,}",
         scheduler.max_num_seqs,
         config.device.num_threads,
+        "" if config.device.num_threads == 1 else "s",
     )

@@ -65,7 +65,8 @@ def launch(
     def up() -> None:
         if is_private:
             return
-        say("Application startup complete.")  # Scripts written for vLLM wait for this line.
+        # Scripts written for vLLM wait for this line, which comes from uvicorn there.
+        say("Application startup complete.", always=True)
         say(f"serving at {url}{exposure(server)}")
 
     try:

@@ -382,12 +382,14 @@ class Supervisor:
             child.signal(signal.SIGKILL)
 
 
-def say(sentence: str, level: str = "INFO") -> None:
-    """Write a line of the log to the terminal."""
+def say(sentence: str, level: str = "INFO", always: bool = False) -> None:
+    """Write a line of the log to the terminal; `always`: at any --log-level."""
     import logging
 
-    from galley.observability.logging import make_formatter
+    from galley.observability.logging import level_of, make_formatter
 
+    if not always and logging.getLevelNamesMapping()[level] < level_of(os.environ):
+        return
     fields = {"name": "galley.launcher", "levelname": level, "msg": sentence}
     formatter = make_formatter(os.environ, sys.stderr)
     _write(formatter.format(logging.makeLogRecord(fields)))
@@ -396,7 +398,7 @@ def say(sentence: str, level: str = "INFO") -> None:
 def fail(sentence: str) -> None:
     """Say why nothing is served: as a command does, or as a line of a JSON log."""
     if os.environ.get("GALLEY_LOGGING_FORMAT") == "json":
-        say(sentence, "ERROR")
+        say(sentence, "ERROR", always=True)
     else:
         _write(f"galley: {sentence}")
 

@@ -74,12 +74,7 @@ def configure_logging(env: Mapping[str, str] = os.environ) -> None:
     if path:
         _configure_from(path)
         return
-    level = _variable(env, "LOGGING_LEVEL", "INFO").upper()
-    if level not in _LEVELS:
-        raise ConfigError(
-            f"VLLM_LOGGING_LEVEL must be one of {', '.join(_LEVELS)}; got {level!r}.",
-            field="VLLM_LOGGING_LEVEL",
-        )
+    level = level_of(env)
     stream = _stream(_variable(env, "LOGGING_STREAM", "ext://sys.stdout"))
     handler = logging.StreamHandler(stream)
     handler.setFormatter(make_formatter(env, stream))
@@ -88,7 +83,18 @@ def configure_logging(env: Mapping[str, str] = os.environ) -> None:
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.propagate = False
-    logging.getLogger("galley").setLevel(TRACE if level == "TRACE" else level)
+    logging.getLogger("galley").setLevel(level)
+
+
+def level_of(env: Mapping[str, str]) -> int:
+    """The least level that is logged. Raises ConfigError for one that does not exist."""
+    level = _variable(env, "LOGGING_LEVEL", "INFO").upper()
+    if level not in _LEVELS:
+        raise ConfigError(
+            f"VLLM_LOGGING_LEVEL must be one of {', '.join(_LEVELS)}; got {level!r}.",
+            field="VLLM_LOGGING_LEVEL",
+        )
+    return TRACE if level == "TRACE" else logging.getLevelNamesMapping()[level]
 
 
 def make_formatter(env: Mapping[str, str], stream: TextIO) -> logging.Formatter:

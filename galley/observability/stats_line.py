@@ -32,20 +32,16 @@ class StatsLine:
 
     def __init__(self, num_engines: int = 1) -> None:
         self._engines = [_Engine() for _ in range(num_engines)]
-        self._prompts: dict[int, int] = {}
         self._since = time.monotonic()
 
     def ready(self, message: Ready) -> None:
         """Nothing to count."""
 
     def added(self, request: Request, index: int, n: int) -> None:
-        if index == 0:
-            self._prompts[request.handle] = len(request.prompt_token_ids) // 4
+        """Nothing to count."""
 
     def outputs(self, message: Outputs) -> None:
         engine = self._engines[message.engine_index]
-        for started in message.started:
-            engine.prompt += self._prompts.pop(started.handle, 0)
         if message.counts:
             engine.generated += sum(memoryview(message.counts).cast("i"))
         else:
@@ -53,11 +49,12 @@ class StatsLine:
         if message.stats is not None:
             engine.last = message.stats
             if message.stats.counters is not None:
+                engine.prompt += message.stats.counters.prompt_tokens
                 engine.queries += message.stats.counters.prefix_queries
                 engine.hits += message.stats.counters.prefix_hits
 
     def finished(self, handle: int, reason: FinishReason, num_tokens: int) -> None:
-        self._prompts.pop(handle, None)
+        """Nothing to count."""
 
     def write(self) -> None:
         """Log what happened since the last call."""

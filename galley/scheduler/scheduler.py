@@ -227,6 +227,7 @@ class Scheduler:
         self.step += 1
         self.step_tokens = rows.num_tokens
         self._planned = rows.num_decode_tokens, rows.num_prompt_tokens
+        self.counters.prompt_tokens += rows.num_prompt_tokens
         self._in_flight = True
         groups, slots, indices, ids = self.kv.take_changes()
         unsent, unsent_counts, unsent_ids = self._unsent_columns()

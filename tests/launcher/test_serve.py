@@ -16,6 +16,7 @@ import pytest
 
 from galley.config import EngineConfig, ModelConfig
 from galley.launcher.main import fetch_once
+from galley.launcher.supervisor import say
 from tests.launcher.serving import API_SERVER, ENGINE, Server, play
 from tests.launcher.test_supervisor import ROOT, until
 
@@ -68,6 +69,17 @@ def test_what_was_computed_outlives_an_engine_that_was_killed_but_not_one_that_c
 def test_the_log_says_that_it_is_up(server: Server) -> None:
     assert any(line.endswith("[launcher] Application startup complete.\n") for line in server.log)
     assert not any("Started server process" in line for line in server.log)  # it broke the bar
+
+
+def test_the_launcher_keeps_to_the_log_level(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
+    say("quiet")
+    say("loud", "ERROR")
+    say("waited for", always=True)
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition("[launcher] ")[2] for line in said] == ["loud", "waited for"]
 
 
 def test_text_stays_in_the_api_server(server: Server) -> None:

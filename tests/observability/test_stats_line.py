@@ -6,31 +6,20 @@ from array import array
 
 import pytest
 
-from galley.messages import Counters, Outputs, Ready, Started, Stats
+from galley.messages import Counters, Outputs, Ready, Stats
 from galley.observability.observer import Observers
 from galley.observability.stats_line import StatsLine
-from galley.request import FinishReason, Request, SamplingParams
+from galley.request import FinishReason
 
 
-def outputs(handles: list[int], stats: Stats, started: list[Started] | None = None) -> Outputs:
+def outputs(handles: list[int], stats: Stats) -> Outputs:
     return Outputs(
         step=1,
         epoch=1,
         engine_index=0,
         timestamp=0.0,
         handles=array("q", handles).tobytes(),
-        started=started or [],
         stats=stats,
-    )
-
-
-def request(handle: int, prompt: int) -> Request:
-    return Request(
-        handle=handle,
-        request_id="r",
-        prompt_token_ids=bytes(4 * prompt),
-        params=SamplingParams(),
-        max_total_tokens=100,
     )
 
 
@@ -46,11 +35,14 @@ def test_throughput_queue_and_cache(clock: list[float], caplog: pytest.LogCaptur
     line = StatsLine()
     observer = Observers(line)
     observer.ready(Ready(0, 1, 1024, 64, 16, True))
-    observer.added(request(1, 50), 0, 1)
-    growths = Counters(prefix_queries=30, prefix_hits=10), Counters(prefix_queries=10), None
+    growths = (
+        Counters(prompt_tokens=30, prefix_queries=30, prefix_hits=10),
+        Counters(prompt_tokens=20, prefix_queries=10),
+        None,
+    )
     gauges = {"num_running": 2, "num_waiting": 3, "kv_cache_usage": 0.25}
     first, second, third = (Stats(counters=growth, **gauges) for growth in growths)
-    observer.outputs(outputs([1, 2], first, [Started(1, 0, 0.0, 0.0)]))
+    observer.outputs(outputs([1, 2], first))
     observer.outputs(outputs([1], second))
     observer.outputs(outputs([], third))
     observer.finished(1, FinishReason.STOP, 2)

@@ -36,7 +36,7 @@ def galley(*flags: str, log: Path) -> Iterator[subprocess.Popen[str]]:
         said = []
         for line in process.stderr:
             said.append(line)
-            if "serving at" in line:
+            if "startup complete" in line:
                 break
         else:
             raise AssertionError(said)
