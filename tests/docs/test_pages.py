@@ -71,6 +71,17 @@ def test_no_flag_is_swallowed() -> None:
     assert unread <= {"tokenizer_mode", "tensor_parallel_size", "pipeline_parallel_size"}
 
 
+def test_messages_of_failures_are_those_of_the_program() -> None:
+    """docs/how-to/start-failures.md quotes what the code says, with … for what varies."""
+    page = (DOCS / "how-to" / "start-failures.md").read_text()
+    quoted = re.findall(r"`([^`]*…[^`]*)`", "".join(re.findall(r"^\|.+?\|", page, re.M)))
+    said = "\n".join(path.read_text() for path in (ROOT / "galley").rglob("*.py"))
+    said = re.sub(r'"\n\s+f?"', "", said)
+    parts = {part.strip() for quote in quoted for part in quote.split("…") if part.strip()}
+    assert len(parts) > 10
+    assert [part for part in parts if part not in said] == []
+
+
 def test_the_page_of_tool_calls_names_every_parser() -> None:
     page = (ROOT / "docs/tool-calling.md").read_text()
     named = set(re.findall(r"`([\w.-]+)`", page))
