@@ -259,6 +259,10 @@ class EngineCore:
         self._operations = StepProfile(self.executor, most)
         self.observers.append(self._operations)
 
+    def has_timed_operations(self) -> bool:
+        """Whether this profile has all its steps, or there is none."""
+        return self._operations is None or self._operations.complete
+
     def operation_times(self) -> OperationTimes | None:
         """End this profile; None if there was none."""
         profile, self._operations = self._operations, None

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 #: goes to the executor's workers.
 CORE_CALLS = (
     *("reset_prefix_cache", "check_integrity", "start_profile", "stop_profile"),
-    *("live_view", "profile_operations", "operation_times"),
+    *("live_view", "profile_operations", "has_timed_operations", "operation_times"),
 )
 # fmt: off
 PAUSING_CALLS = (

@@ -46,6 +46,11 @@ class StepProfile(StepObserver):
         self._runs = True
         executor.rpc("profile", True)
 
+    @property
+    def complete(self) -> bool:
+        """Whether it has ended, as it does when all its steps are timed."""
+        return not self._runs
+
     def planned(self, plan: StepPlan, table: RequestTable) -> None:
         if self._runs:
             computed = table.num_computed[plan.slots].tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ from galley.server.context import Context
 #: Steps that are timed, and the seconds within which they have to come.
 STEPS = 32
 SECONDS = 2.0
+#: Seconds after which the engine is asked again whether it has timed them.
+INTERVAL = 0.05
 
 
 class Operation(msgspec.Struct):
@@ -100,7 +103,9 @@ class OperationMeter:
                 self._limits = await asyncio.to_thread(measure_limits, threads)
             call = self._ctx.engine.call
             await call("profile_operations", STEPS)
-            await asyncio.sleep(SECONDS)
+            end = time.monotonic() + SECONDS
+            while time.monotonic() < end and not all(await call("has_timed_operations")):
+                await asyncio.sleep(INTERVAL)
             [found] = await call("operation_times")
             if found is None:
                 raise Overloaded("Steps are being timed for another page; try again.")

@@ -23,7 +23,9 @@ def test_sizes_of_the_steps() -> None:
     profiled(core, calls)
     core.add([request(1, list(range(10)), max_tokens=3)])
     core.profile_operations(3)
+    assert not core.has_timed_operations()
     run(core)
+    assert core.has_timed_operations()
     assert calls == [("profile", True), ("timings",), ("profile", False)]
     times = core.operation_times()
     assert times is not None
