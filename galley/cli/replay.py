@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
 
 
 def read_recording(path: Path) -> bytes:
-    """The contents of a recording. Raises ConfigError if it is none."""
+    """The contents of a recording. Raises ConfigError if it is not one."""
     try:
         body = path.read_bytes()
         found = json.loads(body)

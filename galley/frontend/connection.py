@@ -17,7 +17,7 @@ import msgspec
 from galley.engine.control import EngineUp
 from galley.engine.frames import FrameSocket, connect
 from galley.errors import EngineDead, InvalidRequest, ServerError
-from galley.frontend.probation import Probation
+from galley.frontend.crash_search import CrashSearch
 from galley.messages import Call, FromClient, FromEngine, Ready, Reply
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Connection:
         reported: the last incarnation reported to the observer.
         ready: None until that incarnation has loaded its model and opened the session.
         load: number of sequences that it has: its last report plus what was sent since.
-        probation: requests that may have killed it.
+        crash_search: for the request that crashes it.
 
     Args:
         receive: called with each message but replies to calls.
@@ -54,7 +54,7 @@ class Connection:
         self.reported = 0
         self.ready: Ready | None = None
         self.load = 0
-        self.probation = Probation()
+        self.crash_search = CrashSearch()
         self._client_index = client_index
         self._receive = receive
         self._loop = asyncio.get_running_loop()

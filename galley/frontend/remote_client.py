@@ -236,7 +236,7 @@ class RemoteClient:
             batch += [
                 self._request(s, engine)
                 for s in state.sequences
-                if s.finish_reason is None and not engine.probation.holds(s.request.handle)
+                if s.finish_reason is None and not engine.crash_search.holds(s.request.handle)
             ]
         for index, batch in batches.items():
             if batch:
@@ -292,14 +292,14 @@ class RemoteClient:
         engine.disconnect()
         if down.crashed:
             rows = {h: n for h, n in down.rows if h in self._outputs.sequences}
-            guilty = engine.probation.crashed(rows)
-            if guilty is not None:
+            culprit = engine.crash_search.crashed(rows)
+            if culprit is not None:
                 self._outputs.fail(
-                    self._outputs.sequences[guilty].state,
+                    self._outputs.sequences[culprit].state,
                     RequestFailed("this request crashed the engine twice."),
                 )
         else:
-            engine.probation.killed()
+            engine.crash_search.killed()
         # Another engine that is up can take them at once.
         self._place(self._orphans(engine.index))
 
@@ -340,8 +340,8 @@ class RemoteClient:
         aborts = self._outputs.process(message)
         if aborts:
             engine.send(Abort(aborts))
-        if engine.probation.active:
-            self._next_trial(engine)
+        if engine.crash_search.active:
+            self._send_next_suspect(engine)
 
     def _on_ready(self, engine: Connection, message: Ready) -> None:
         engine.ready = message
@@ -354,15 +354,15 @@ class RemoteClient:
             self._outputs.observer.ready(message)
         engine.reported = engine.epoch
         self._place(self._orphans(engine.index))
-        self._next_trial(engine)
+        self._send_next_suspect(engine)
         self._settled.set()
 
-    def _next_trial(self, engine: Connection) -> None:
+    def _send_next_suspect(self, engine: Connection) -> None:
         sequences = self._outputs.sequences
         live = {
             h: len(s.state.submission.prompt_token_ids) + len(s.token_ids)
             for h, s in sequences.items()
         }
-        handle = engine.probation.next_trial(live)
+        handle = engine.crash_search.next_candidate(live)
         if handle is not None:
             engine.send(Add([self._request(sequences[handle], engine)]))

@@ -43,8 +43,8 @@ def chain(*faults: str) -> list[str]:
     return [f"{epoch}:{fault}" for epoch, fault in enumerate(faults, 1)]
 
 
-#: A crash puts the requests of the step on trial, one by one; a second crash while that goes on
-#: would be blamed on one of them. Chains of crashes are spaced so that all are proven by then.
+#: After a crash the requests of its step are sent again one by one; a second crash meanwhile would
+#: be blamed on one of them. Chains of crashes are spaced so that all are cleared by then.
 CHAINS = {
     "killed": chain(
         *("step70=kill", "after3=kill", "step90=kill"),
