@@ -76,6 +76,7 @@ async def _run(traffic: Traffic, samples: Sequence[Sample], shown: bool) -> Run:
     gate = asyncio.Semaphore(limit) if limit else None
     loop = asyncio.get_running_loop()
     queued = [0.0] * len(samples)
+    frozen = gc.get_freeze_count() > 0  # by an earlier owner of this process
     gc.collect()
     gc.freeze()
     began, began_loop, cpu = time.perf_counter(), loop.time(), time.process_time()
@@ -107,7 +108,8 @@ async def _run(traffic: Traffic, samples: Sequence[Sample], shown: bool) -> Run:
             raise
     duration = time.perf_counter() - began
     client_cpu = time.process_time() - cpu
-    gc.unfreeze()
+    if not frozen:
+        gc.unfreeze()
     outcomes = []
     for reply, sample, wait in zip(replies, samples, queued, strict=True):
         if reply is not None:
