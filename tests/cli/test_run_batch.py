@@ -1,4 +1,4 @@
-"""`galley run-batch` on the default model, as its users run it."""
+"""`galley run-batch`, as its users run it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pytest
 from galley.cli.run_batch import BatchFlags, in_order
 from galley.errors import ConfigError
 from tests.server.test_disconnect import wait_for
+from tests.small_model import small_model
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ["--max-model-len", "512", "--max-num-seqs", "4", "--kv-cache-memory-bytes", "64m"]
@@ -29,7 +30,7 @@ GREEDY = {"temperature": 0, "max_tokens": 8}
 
 def run(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "galley", "run-batch", *FLAGS, *argv],
+        [sys.executable, "-m", "galley", "run-batch", str(small_model()), *FLAGS, *argv],
         cwd=ROOT,
         env={**os.environ, **env},
         capture_output=True,
@@ -190,7 +191,7 @@ def test_killed_run_leaves_no_server(tmp_path: Path) -> None:
     lengths = [1, *[300] * 199]
     source.write_text("\n".join(line(str(i), **ASK, max_tokens=n) for i, n in enumerate(lengths)))
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "galley", "run-batch", *FLAGS]
+    command = [sys.executable, "-m", "galley", "run-batch", str(small_model()), *FLAGS]
     with tempfile.TemporaryDirectory() as folder:  # a socket's path must be short
         process = subprocess.Popen(
             [*command, "-i", str(source), "-o", str(out)],

@@ -129,8 +129,12 @@ def test_step_size_is_limited(client: Client) -> None:
     assert 'prefix_caching_hash_algo="sha256_cbor"' in info
 
 
-def test_another_checkpoint_on_another_backend(tmp_path: Path) -> None:
-    """A checkpoint folder of transformers; expected tokens come from the reference."""
+def test_another_checkpoint_on_another_backend(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint folder of transformers; expected tokens come from the reference. The backend
+    says that it is not batch-invariant.
+    """
     model = make(CASES["qwen3"])
     model.save_pretrained(tmp_path)
     flags = ["--backend", "reference", "--dtype", "float32", "--max-model-len", "64"]
@@ -138,7 +142,10 @@ def test_another_checkpoint_on_another_backend(tmp_path: Path) -> None:
     server = Server(*flags, model=[str(tmp_path)])
     body = {"prompt": [5, 9, 77], "max_tokens": 8, "temperature": 0, "ignore_eos": True}
     tokens = server.ask({**body, "return_token_ids": True}).json()["choices"][0]["token_ids"]
+    assert httpx.get(f"{server.url}/version").json()["batch_invariant"] is False
+    assert server.metric("galley:batch_invariant") == 0
     server.close()
+    assert "an answer may depend on what else is computed" in capfd.readouterr().out
     with torch.inference_mode():
         logits = model(torch.tensor([[5, 9, 77, *tokens[:-1]]])).logits[0, 2:]
     assert tokens == logits.argmax(-1).tolist()

@@ -120,6 +120,7 @@ def serve(
     formats: OutputFormats | None = None,
     hosting: Hosting | None = None,
     sessions: Sessions | None = None,
+    fairness_by: str = "none",
 ) -> Iterator[Served]:
     ready: threading.Event = threading.Event()
     found: list[Served] = []
@@ -137,7 +138,7 @@ def serve(
         engine = FakeEngine(words, limits, script or reply_with(REPLY), observers)
         engine_config = EngineConfig(
             model=ModelConfig(served_model_name=names, override_generation_config=overriding or {}),
-            scheduler=SchedulerConfig(max_num_batched_tokens=64),
+            scheduler=SchedulerConfig(max_num_batched_tokens=64, fairness_by=fairness_by),
             observability=observing or ObservabilityConfig(),
         )
         ctx = Context(

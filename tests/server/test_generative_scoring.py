@@ -1,4 +1,4 @@
-"""/generative_scoring on the built-in model: probabilities of labels, against prompt_logprobs."""
+"""/generative_scoring: probabilities of labels, against prompt_logprobs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from benchmarks.served import SMALL, Server, serve
+from tests.small_model import small_model
 
 QUERY = "Q: Is Paris the capital of"
 ITEMS = [" France? A:", " Germany? A:"]
@@ -17,7 +18,7 @@ ITEMS = [" France? A:", " Germany? A:"]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with serve(*SMALL) as server:
+    with serve(str(small_model()), *SMALL) as server:
         yield server
 
 
@@ -75,7 +76,7 @@ def test_without_a_tokenizer_ids_come_in_and_go_out(server: Server) -> None:
         return_token_ids=True, **body,
     ).json()["choices"][0]  # fmt: skip
     ask = {"query": prompt, "items": [[5], [6]], "label_token_ids": [7, 8]}
-    with serve(*SMALL, "--skip-tokenizer-init") as bare:
+    with serve(str(small_model()), *SMALL, "--skip-tokenizer-init") as bare:
         told = post(bare, "/v1/completions", prompt=prompt, return_token_ids=True, **body)
         choice = told.json()["choices"][0]
         assert choice["token_ids"] == whole["token_ids"]

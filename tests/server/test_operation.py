@@ -14,10 +14,13 @@ from pathlib import Path
 
 import httpx
 
+from tests.launcher.serving import ENGINE
+from tests.launcher.test_supervisor import children_of
 from tests.server.test_disconnect import wait_for
+from tests.small_model import small_model
 
 ROOT = Path(__file__).parents[2]
-FLAGS = ["--max-model-len", "1024", "--max-num-seqs", "8", "--kv-cache-memory-bytes", "128m"]
+FLAGS = ["--max-model-len", "1024", "--max-num-seqs", "8", "--kv-cache-memory-bytes", "64m"]
 
 
 @contextmanager
@@ -25,7 +28,7 @@ def galley(*flags: str, log: Path) -> Iterator[subprocess.Popen[str]]:
     """The command, its output in `log`; it has said that it serves."""
     with log.open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "galley", "serve", *FLAGS, *flags],
+            [sys.executable, "-m", "galley", "serve", str(small_model()), *FLAGS, *flags],
             cwd=ROOT,
             stdout=out,
             stderr=subprocess.PIPE,
@@ -54,21 +57,24 @@ def test_drained_on_a_unix_socket_with_a_json_log(tmp_path: Path) -> None:
         client = httpx.Client(
             base_url="http://galley", transport=httpx.HTTPTransport(uds=str(path)), timeout=60
         )
-        # Long enough that it is still under way whenever the refusals come.
-        body = {"prompt": "Once upon a time", "max_tokens": 400, "ignore_eos": True, "stream": True}
+        body = {"prompt": "Once upon a time", "max_tokens": 200, "ignore_eos": True, "stream": True}
         body["stream_options"] = {"include_usage": True}
         with client.stream("POST", "/v1/completions", json=body) as answer:
             lines = answer.iter_lines()
             assert next(lines).startswith("data: {")
+            # Stopped, so that the answer is still under way when the refusals come.
+            engine = children_of(process.pid)[ENGINE]
+            os.kill(engine, signal.SIGSTOP)
             process.send_signal(signal.SIGTERM)
             other = httpx.Client(
                 base_url="http://galley", transport=httpx.HTTPTransport(uds=str(path))
             )
             wait_for(lambda: other.get("/health").status_code == 503)
             assert other.post("/v1/completions", json=body).status_code == 503
+            os.kill(engine, signal.SIGCONT)
             rest = list(lines)
         assert rest[-2:] == ["data: [DONE]", ""]
-        assert json.loads(rest[-4][6:])["usage"]["completion_tokens"] == 400
+        assert json.loads(rest[-4][6:])["usage"]["completion_tokens"] == 200
         assert process.wait(60) == 0
         assert not path.exists()
     records = [json.loads(line) for line in log.read_text().splitlines()]

@@ -17,11 +17,12 @@ import torch
 
 from benchmarks.served import SMALL, Server, serve
 from galley import LLM, SamplingParams
-from galley.config import LoadConfig, ModelConfig
 from galley.errors import InvalidRequest, Unsupported
 from galley.frontend.saved_tensor import read_rows
-from galley.loader import open_checkpoint, resolve_source
+from galley.loader import open_checkpoint
+from galley.loader.source import Source
 from galley.quant import read_weight
+from tests.small_model import small_model
 
 FLAG = "--enable-prompt-embeds"
 GREEDY = {"temperature": 0, "max_tokens": 12, "logprobs": 2}
@@ -31,14 +32,14 @@ COLUMNS = 576
 
 @pytest.fixture(scope="module")
 def table() -> np.ndarray[Any, Any]:
-    """The built-in model's embedding, float32."""
-    checkpoint = open_checkpoint(resolve_source(ModelConfig(), LoadConfig()))
+    """The model's embedding, float32."""
+    checkpoint = open_checkpoint(Source(small_model(), "gguf", "small"))
     return read_weight(checkpoint.tensor("model.embed_tokens.weight")).to_float32()
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with serve(*SMALL, FLAG) as server:
+    with serve(str(small_model()), *SMALL, FLAG) as server:
         yield server
 
 
@@ -141,7 +142,8 @@ def test_what_rows_cannot_have_is_refused(server: Server, table: Any) -> None:
 
 
 def test_offline(table: Any) -> None:
-    llm = LLM(max_model_len=256, kv_cache_memory_bytes="64M", enable_prompt_embeds=True)
+    small = {"max_model_len": 256, "kv_cache_memory_bytes": "64M"}
+    llm = LLM(str(small_model()), enable_prompt_embeds=True, **small)
     ids = llm.get_tokenizer().encode(TEXT)
     params = SamplingParams(temperature=0, max_tokens=8, logprobs=1)
     prompts: list[Any] = [
@@ -162,7 +164,7 @@ def test_offline(table: Any) -> None:
         llm.generate({"prompt_embeds": table[ids][:, :3]}, params)
     with pytest.raises(InvalidRequest, match="ascending"):
         llm.generate({**prompts[3], "embeds_at": [99]}, params)
-    plain = LLM(max_model_len=256, kv_cache_memory_bytes="64M")
+    plain = LLM(str(small_model()), **small)
     with pytest.raises(Unsupported, match="--enable-prompt-embeds"):
         plain.generate({"prompt_embeds": table[ids]}, params)
 

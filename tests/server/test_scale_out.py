@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.served import SMALL, Server, serve
 from tests.server import served as fake
+from tests.small_model import small_model
 
 JSON = dict[str, Any]
 MESSAGES = [{"role": "user", "content": "Name three colours."}]
@@ -22,13 +23,13 @@ PLAIN = {"temperature": 0, "max_tokens": 12}
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Server]:
-    with serve(*SMALL, "--enable-scale-out") as server:
+    with serve(str(small_model()), *SMALL, "--enable-scale-out") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def front() -> Iterator[Server]:
-    with serve("--max-model-len", "2048", verb=("launch", "render")) as server:
+    with serve(str(small_model()), "--max-model-len", "2048", verb=("launch", "render")) as server:
         yield server
 
 
@@ -180,7 +181,8 @@ def test_a_stream_of_tokens_is_a_stream_of_text(engine: Server, front: Server, m
 
 
 def test_tool_calls_and_reasoning_are_read_from_tokens() -> None:
-    with serve("--max-model-len", "2048", *FLAGS, verb=("launch", "render")) as front:
+    flags = (str(small_model()), "--max-model-len", "2048", *FLAGS)
+    with serve(*flags, verb=("launch", "render")) as front:
         text = (
             "I think.</think>It rains."
             '<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>'
@@ -259,7 +261,7 @@ def test_refusals(engine: Server, front: Server) -> None:
 def test_an_engine_of_tokens_alone_has_no_tokenizer(engine: Server, front: Server) -> None:
     ask = {"messages": MESSAGES, **PLAIN}
     rendered = post(front, "/v1/chat/completions/render", **ask)
-    with serve(*SMALL, "--tokens-only") as server:
+    with serve(str(small_model()), *SMALL, "--tokens-only") as server:
         told = post(server, "/inference/v1/generate", **rendered)
         assert told["choices"] == post(engine, "/inference/v1/generate", **rendered)["choices"]
         stop = {"token_ids": [1], "sampling_params": {"stop": ["."]}}
