@@ -37,9 +37,12 @@ def test_generated_pages_are_true() -> None:
 
 @pytest.mark.parametrize("page", [PAGES[0], *SITE], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
+    """A page of the site links to no file outside it."""
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if "://" not in target and not target.startswith("#"):
-            assert (page.parent / target.partition("#")[0]).exists(), target
+            file = (page.parent / target.partition("#")[0]).resolve()
+            assert file.exists(), target
+            assert page == PAGES[0] or file.is_relative_to(DOCS), target
 
 
 def test_the_readme_lists_every_page() -> None:
