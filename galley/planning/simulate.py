@@ -18,6 +18,7 @@ from galley.batch import GroupSpec, RequestTable, StepPlan, StepResult
 from galley.config import CacheConfig, EngineConfig, SchedulerConfig
 from galley.config.cores import usable_cores
 from galley.engine.build import build_core
+from galley.engine.core import EngineCore
 from galley.planning.step import StepLoad
 from galley.request import Request, SamplingParams
 
@@ -151,6 +152,7 @@ def simulate(
     """
     core = build_core(config, executor)
     scheduler, table = core.scheduler, core.scheduler.table
+    _warm_up(core, executor, seconds, workload)
     requests = _Requests(workload, request_seconds, request_delay)
     count = workload.num_requests
     firsts, last, ends = [0.0] * count, [0.0] * count, [0.0] * count
@@ -164,10 +166,9 @@ def simulate(
         plan = scheduler.schedule()
         if plan is None:
             break
-        computed = table.num_computed[plan.slots]
-        load = StepLoad.of(computed, plan.num_new, int(plan.num_logits.sum()))
-        took = seconds(load)
+        took = seconds(_step_load(plan, table))
         if keep_steps:
+            computed = table.num_computed[plan.slots]
             rows = zip(plan.handles.tolist(), computed.tolist(), plan.num_new.tolist(), strict=True)
             free = scheduler.kv.pool.num_free
             steps.append(SimulatedStep(now, took, list(rows), scheduler.num_waiting, free))
@@ -188,18 +189,41 @@ def simulate(
     return Simulation(arrivals, firsts, ends, gaps, steps, core.counters.num_preemptions, tokens)
 
 
+def _step_load(plan: StepPlan, table: RequestTable) -> StepLoad:
+    computed = table.num_computed[plan.slots]
+    return StepLoad.of(computed, plan.num_new, int(plan.num_logits.sum()))
+
+
+def _warm_up(
+    core: EngineCore, executor: StandIn, seconds: Callable[[StepLoad], float], workload: Workload
+) -> None:
+    """Serve a request of two tokens with a prompt of its own: a server's scheduler has measured
+    steps before the load begins, and inserts none to measure a lone decoding row.
+    """
+    scheduler, table = core.scheduler, core.scheduler.table
+    load = msgspec.structs.replace(workload, shared=0, output=min(workload.output, 2))
+    core.add([_Requests(load, seed=1).make(0)])
+    while (plan := scheduler.schedule()) is not None:
+        scheduler.record_time(seconds(_step_load(plan, table)))
+        scheduler.commit(plan, executor.result(plan))
+
+
 class _Requests:
     """When requests arrive, and what they are."""
 
     def __init__(
-        self, workload: Workload, request_seconds: float = 0.0, request_delay: float = 0.0
+        self,
+        workload: Workload,
+        request_seconds: float = 0.0,
+        request_delay: float = 0.0,
+        seed: int = 0,
     ) -> None:
         self._load, self._delay = workload, request_delay
         self._each, self._free = request_seconds, 0.0  # of the front end: when it is free again
         count = workload.num_requests
         self._next, self._running = 0, 0
         self._times: list[float] | None = None
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(seed)
         self._tokens = rng.integers(10, 30000, workload.shared, dtype=np.int32)
         self._rng = rng
         if workload.rate:

@@ -79,6 +79,15 @@ def test_requests_that_come_together_are_computed_together() -> None:
     assert done.firsts == pytest.approx([0.03 + seconds(StepLoad.of([0] * 8, [64] * 8, 8))] * 8)
 
 
+def test_the_scheduler_has_measured_a_decoding_row_before() -> None:
+    """The seven prompts that came during the first one's step are computed in the second."""
+    done = run(Workload(64, 4, 8, requests=8), front_end=(0.001, 0.0))
+    assert [[new for _, _, new in step.rows] for step in done.steps[:2]] == [
+        [64],
+        [1] + [64] * 3 + [48],
+    ]
+
+
 def test_a_shared_beginning_is_found_in_the_cache() -> None:
     done = run(Workload(200, 4, 1, shared=160, requests=3))
     assert [step.rows[0][1] for step in done.steps if step.rows[0][2] > 1] == [0, 160, 160]
