@@ -34,10 +34,11 @@ from galley.runner.sampler import SamplingTable
 
 BLOCK_SIZE = 16
 #: Of `SyntheticSteps.means`, in each round: seconds for which steps of a shape run before they are
-#: timed, and for which they are timed, but at least so many steps.
-_WARM, _TIMED, _REPETITIONS = 0.03, 0.1, 2
+#: timed (in the first round, and where a step is shorter), and for which they are timed, but at
+#: least so many steps.
+_WARM, _TIMED, _REPETITIONS = 0.02, 0.02, 1
 #: Fewest rounds, and seconds after which no further one begins.
-_ROUNDS, _SECONDS = 2, 2.5
+_ROUNDS, _SECONDS = 4, 2.5
 
 
 @dataclass(frozen=True)
@@ -170,13 +171,15 @@ class SyntheticSteps:
         """The work and the mean seconds of each operation, and of sampling, in steps of each shape.
 
         Not the median: a step takes the sum of its operations, late ones included. All shapes run
-        in each round, so that a slow second of the machine affects each alike; steps of a shape run
-        one after another, as in a server, so that the caches hold what they hold there.
+        in each round, and every other round in reverse order, so that a machine that becomes slower
+        affects each alike; short steps run after others of their shape, so that the caches hold
+        what they hold in a server.
         """
         runs: dict[Shape, list[NDArray[np.float64]]] = {shape: [] for shape in shapes}
-        for _ in _repeat(_ROUNDS, _SECONDS):
-            for shape in shapes:
-                self._profiled(shape, 1, _WARM)
+        for number, _ in enumerate(_repeat(_ROUNDS, _SECONDS)):
+            for shape in shapes if number % 2 == 0 else reversed(shapes):
+                if not runs[shape] or runs[shape][-1].sum(axis=1).min() < _WARM:
+                    self._profiled(shape, 1, _WARM)
                 runs[shape].append(self._profiled(shape, _REPETITIONS, _TIMED))
         means = {shape: np.concatenate(found).mean(axis=0) for shape, found in runs.items()}
         return {
