@@ -231,7 +231,7 @@ bench-speculation: ## what drafts bring at copying, repeated requests and free t
 bench-drafts: ## the same beside vLLM and llama.cpp (LAB as for bench-peers); DRAFTS_ARGS="--work copy"
 	@$(BIN)/python -m benchmarks.peers.speculation $(DRAFTS_ARGS)
 
-bench-planning: ## predictions of `galley plan` beside servers of this machine (six minutes; goes on where it was stopped); PLANNING_ARGS
+bench-planning: ## predictions of `galley plan` beside servers of this machine (ten minutes; goes on where it was stopped); PLANNING_ARGS
 	@$(BIN)/python -m benchmarks.planning $(PLANNING_ARGS)
 
 docs: ## write the generated pages of docs/ again
