@@ -123,6 +123,11 @@ class RecordingWeights(CachedWeights):
                 log.info("No room for packed weights in %s.", folder)
                 return
             mark_when_settled(path, write_packed(path, self._matrices))
+            log.info(
+                "Packed weights are kept in %s (%.0f MiB): later starts map them (galley cache).",
+                folder,
+                self.num_bytes / 2**20,
+            )
         except OSError as error:
             log.info("Packed weights cannot be written to %s: %s", folder, error)
 

@@ -251,8 +251,10 @@ def test_a_drafter_has_packed_weights_of_its_own(tmp_path, monkeypatch):
     assert sorted(name.partition("-")[0] for name in names) == ["drafter", "small"]
 
 
-def test_the_second_start_maps_the_packed_weights_of_the_first(model_file):
+def test_the_second_start_maps_the_packed_weights_of_the_first(model_file, caplog):
+    caplog.set_level("INFO")
     (first, path), (second, _) = load(model_file), load(model_file)
+    assert caplog.text.count(f"Packed weights are kept in {path.parent} (92 MiB)") == 1
     assert not first.from_cache
     assert second.from_cache
     assert second.weight_bytes == first.weight_bytes > 90e6
