@@ -57,10 +57,8 @@ template <Format kFormat> class HalfBlock {
 class CodeLevels {
  public:
   explicit CodeLevels(const LinearJob& job) {
-    for (int i = 0; i < kShort; i++) {
-      words_[i] = bf16_from_float(level(job, i));
-      floats_[i] = float_from_bf16(words_[i]);
-    }
+    for (int i = 0; i < kMostLevels; i++) words_[i] = bf16_from_float(level(job, i));
+    for (int i = 0; i < kShort; i++) floats_[i] = float_from_bf16(words_[i]);
     zeros_[0] = 8388608.0f + static_cast<float>(job.weight.zero);
     zeros_[1] = 32768.0f + static_cast<float>(job.weight.zero);
   }
@@ -68,12 +66,16 @@ class CodeLevels {
   // Of each lane: codes 0 and 1 as bf16, and codes 2 and 3.
   template <Format kFormat> GALLEY_INLINE void pairs(const __m512i& codes, void* first, void* second) const {
     constexpr __mmask32 kUpper = 0xaaaaaaaau;
-    if constexpr (is_short(kFormat)) {
+    if constexpr (kFormat != Format::i8) {
+      const __m512i words = _mm512_load_si512(words_), others = _mm512_load_si512(words_ + kShort);
+      const auto look_up = [&](const __m512i& places) __attribute__((always_inline)) {
+        return kFormat == Format::i6 ? _mm512_permutex2var_epi16(words, places, others)
+                                     : _mm512_permutexvar_epi16(places, words);
+      };
       const __m512i apart = _mm512_mask_blend_epi16(kUpper, codes, _mm512_slli_epi32(codes, 8));
       const __m512i last = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x0038003000180010), codes);
-      const __m512i words = _mm512_load_si512(words_);
-      _mm512_store_si512(first, _mm512_permutexvar_epi16(apart, words));
-      _mm512_store_si512(second, _mm512_permutexvar_epi16(last, words));
+      _mm512_store_si512(first, look_up(apart));
+      _mm512_store_si512(second, look_up(last));
     } else {
       const Four four = floats<kFormat>(codes);
       const auto pair = [](const Float& low, const Float& high) __attribute__((always_inline)) {
@@ -99,7 +101,7 @@ class CodeLevels {
   }
 
  private:
-  static constexpr int kShort = 32;  // codes whose levels are looked up
+  static constexpr int kShort = 32, kMostLevels = 64;  // that are looked up as float32, and as bf16
   static constexpr bool is_short(Format format) { return format != Format::i6 && format != Format::i8; }
 
   static float level(const LinearJob& job, int code) {
@@ -121,7 +123,7 @@ class CodeLevels {
     return as_float((codes & all(kMask << 8)) | all(0x47000000)) - all(zeros_[1]);
   }
 
-  alignas(64) uint16_t words_[kShort];
+  alignas(64) uint16_t words_[kMostLevels];
   alignas(64) float floats_[kShort];
   float zeros_[2];
 };
@@ -132,14 +134,17 @@ template <bool kZeros> GALLEY_INLINE __m512i less_zeros(const __m512i& codes, co
   return _mm512_sub_epi8(_mm512_and_si512(codes, _mm512_set1_epi8(15)), _mm512_load_si512(zeros));
 }
 
-// Half a block of codes as bf16, [16 words][32 columns][2] from `to` on.
+// A block of codes as bf16, [16 words][32 columns][2] from `to` on.
 using ToBf16 = void (*)(const CodeLevels& levels, const uint8_t* codes, const uint8_t* zeros, uint8_t* to);
 
 template <Format kFormat, bool kZeros>
 void to_bf16(const CodeLevels& levels, const uint8_t* codes, const uint8_t* zeros, uint8_t* to) {
-  const HalfBlock<kFormat> half(codes);
-  _Pragma("GCC unroll 8") for (int j = 0; j < 8; j++, to += 2 * kWordBytes) {
-    levels.pairs<kFormat>(less_zeros<kZeros>(half.step(j), zeros), to, to + kWordBytes);
+  for (int i = 0; i < kHalves; i++, codes += 64, zeros += 64, to += 64) {
+    const HalfBlock<kFormat> half(codes);
+    _Pragma("GCC unroll 8") for (int j = 0; j < 8; j++) {
+      uint8_t* words = to + 2 * j * kWordBytes;
+      levels.pairs<kFormat>(less_zeros<kZeros>(half.step(j), zeros), words, words + kWordBytes);
+    }
   }
 }
 inline ToBf16 to_bf16_of(const WeightLayout& w) {

@@ -16,6 +16,7 @@ namespace GALLEY_VARIANT {
 // A tile multiplies with a block, or half of one where scales are of 16 values: 1 / kSubs of it, a step.
 template <int kSubs> constexpr int64_t kStepBytes = kTileBytes / kSubs;             // of a row
 template <int kSubs> constexpr int64_t kStepLines = kTileWords / kSubs * kWordBytes;  // of levels
+constexpr int64_t kBlockLines = kStepLines<1>;
 
 // The parts of a piece: blocks [block, block + count) of a panel.
 template <int kSubs> struct CodeParts {
@@ -210,7 +211,7 @@ void code_tiles(const LinearJob& job, int64_t panel, int64_t count, int64_t row_
   // Tiles cannot be loaded from lines that are still being stored: a piece is expanded while the tiles multiply
   // with the one before it.
   CodeParts<kSubs> parts[2] = {CodeParts<kSubs>(w), CodeParts<kSubs>(w)};
-  alignas(64) uint8_t lines[2][kPieceBlocks * kTileWords * kWordBytes];
+  alignas(64) uint8_t lines[2][kPieceBlocks * kBlockLines];
   int64_t next = 0, left = 0;  // the piece that is expanded, and its blocks that are not yet
   const auto begin = [&](int64_t number) {
     next = number;
@@ -223,9 +224,7 @@ void code_tiles(const LinearJob& job, int64_t panel, int64_t count, int64_t row_
     if (left == 0) return;
     const CodeParts<kSubs>& p = parts[next % 2];
     const int64_t block = p.count - left--;
-    const uint8_t *codes = p.codes[block], *zeros = p.zeros_of[block];
-    uint8_t* to = lines[next % 2] + block * kTileWords * kWordBytes;
-    to_levels(levels, codes, zeros, to), to_levels(levels, codes + 64, zeros + 64, to + 64);
+    to_levels(levels, p.codes[block], p.zeros_of[block], lines[next % 2] + block * kBlockLines);
   };
   CodeTiles<R, kSubs, kMins> tiles;
   alignas(64) float results[(kChunkRows + R) * kPanel], pair[kChunkRows * kPanel];
@@ -250,6 +249,149 @@ void code_tiles(const LinearJob& job, int64_t panel, int64_t count, int64_t row_
   }
   release_tiles();
 }
+
+// At most R rows. Vectors wait for tiles to be stored: those of sums have two parts, one below the other. A tile
+// of x has the rows for the one part and again for the other, with zeros in place of what is not of it.
+template <int R, int kSubs, bool kMins> class FewCodeRows {
+ public:
+  // `scratch`: linear_scratch_bytes.
+  FewCodeRows(const LinearJob& job, int64_t row, int rows, float* scratch)
+      : job_(job), row_(row), rows_(rows), x_(reinterpret_cast<uint8_t*>(scratch)),
+        x_sums_(scratch + job.weight.blocks() * kXBytes / 4), reader_(job.weight, job.data), levels_(job),
+        to_levels_(to_bf16_of(job.weight)) {
+    if (kMins) sum_rows<kSubs>(job, {row, rows, rows}, x_sums_);
+    spread_rows();
+  }
+
+  void run(int64_t panel, int64_t count) {
+    configure_tiles(2 * R, 2 * R);
+    panel_ = panel, last_ = panel + count;
+    for (int i = 0; i < kLinesAhead; i++) expand();
+    for (; panel < last_; panel++) {
+      memset(y_, 0, sizeof y_);
+      for (int64_t first = 0; first < job_.weight.blocks(); first += kPieceBlocks) {
+        add(parts_[piece_++ % kParts], x_ + first * kXBytes, x_sums_ + first * kSubs * rows_);
+      }
+      scale();
+      finish(job_, panel, row_, rows_, y_, pair_);
+    }
+    release_tiles();
+  }
+
+ private:
+  using Parts = CodeParts<kSubs>;
+  // Blocks that are expanded ahead, for lines cannot be loaded while they are stored; these and the one in use
+  // are of three pieces at most.
+  static constexpr int kLinesAhead = 2, kLines = 4, kParts = 3;
+  static constexpr int64_t kXBytes = 2 * R * kTileBytes;  // of a block
+  using Sums = float[kHalves][2 * R * kLanes];
+
+  // Parts that are multiplied and not yet scaled.
+  struct Waiting {
+    const Parts* p = nullptr;
+    int part, end;
+    const float *x_sums, *sums;
+  };
+
+  void spread_rows() {
+    memset(x_, 0, job_.weight.blocks() * kXBytes);
+    Parts& p = parts_[0];
+    uint8_t* to = x_;
+    for (int64_t first = 0; first < job_.weight.blocks(); first += kPieceBlocks, to += kPieceBlocks * kXBytes) {
+      const uint8_t* from = job_.x + row_ * job_.x_bytes + first * kTileBytes;
+      p.cut(first);
+      for (int part = 0; part < p.parts; part++) {
+        for (int step = p.begin[part]; step < p.begin[part + 1]; step++) {
+          const int64_t in_block = step % kSubs * kStepBytes<kSubs>;
+          for (int r = 0; r < rows_; r++) {
+            memcpy(to + step / kSubs * kXBytes + (part % 2 * R + r) * kTileBytes + in_block,
+                   from + r * job_.x_bytes + step * kStepBytes<kSubs>, kStepBytes<kSubs>);
+          }
+        }
+      }
+    }
+  }
+
+  // The next block of the panels, if there is one.
+  GALLEY_INLINE void expand() {
+    const int64_t blocks = job_.weight.blocks();
+    if (block_ == blocks) block_ = 0, panel_++;
+    if (panel_ == last_) return;
+    const int in_piece = static_cast<int>(block_ % kPieceBlocks);
+    if (in_piece == 0) pieces_++;
+    Parts& p = parts_[pieces_ % kParts];
+    if (in_piece == 0) p.template read<kMins>(reader_, job_.weight.panel(job_.data, panel_), block_);
+    to_levels_(levels_, p.codes[in_piece], p.zeros_of[in_piece], lines_[expanded_++ % kLines]);
+    block_++;
+  }
+
+  void add(const Parts& p, const uint8_t* x, const float* x_sums) {
+    for (int part = 0; part < p.parts; part += 4) {
+      multiply<c00, c01>(p, part, x, x_sums, sums_[0]);
+      if (part + 2 < p.parts) multiply<c10, c11>(p, part + 2, x, x_sums, sums_[1]);
+    }
+  }
+
+  // Two parts, or the last one.
+  template <Tile left, Tile right>
+  GALLEY_INLINE void multiply(const Parts& p, int part, const uint8_t* x, const float* x_sums, Sums& sums) {
+    const int end = part + 2 < p.parts ? part + 2 : p.parts;
+    zero_tile<left>(), zero_tile<right>();
+    for (int block = p.begin[part] / kSubs; block < p.begin[end] / kSubs; block++) {
+      const uint8_t* lines = lines_[multiplied_++ % kLines];
+      load_tile<a0>(x + block * kXBytes, kTileBytes);
+      load_tile<b0>(lines, kWordBytes);
+      add_bf16<left, a0, b0>();
+      load_tile<b1>(lines + 64, kWordBytes);
+      add_bf16<right, a0, b1>();
+      scale();
+      expand();
+    }
+    store_tile<left>(sums[0], kLanes * 4), store_tile<right>(sums[1], kLanes * 4);
+    waiting_ = {&p, part, end, x_sums, sums[0]};
+  }
+
+  GALLEY_INLINE void scale() {
+    const Waiting w = waiting_;
+    if (w.p == nullptr) return;
+    if (w.end - w.part == 2) scale<2>(w); else scale<1>(w);
+    waiting_.p = nullptr;
+  }
+  template <int kCount> GALLEY_INLINE void scale(const Waiting& w) {
+    const float* of_x = w.x_sums + w.part * rows_;
+    for (int half = 0; half < kHalves; half++) {
+      Float scale[kCount], min[kCount];
+      for (int i = 0; i < kCount; i++) scale[i] = load(w.p->scales[w.part + i] + half * kLanes), min[i] = load(w.p->mins[w.part + i] + half * kLanes);
+      const float* sums = w.sums + 2 * half * R * kLanes;
+      _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {
+        float* y = y_ + r * kPanel + half * kLanes;
+        Float sum = load(y);
+        _Pragma("GCC unroll 2") for (int i = 0; i < kCount; i++) {
+          sum = fma(load(sums + (i * R + r) * kLanes), scale[i], sum);
+          if (kMins) sum = fma(all(of_x[i * rows_ + r]), min[i], sum);
+        }
+        store(y, sum);
+      }
+    }
+  }
+
+  const LinearJob& job_;
+  const int64_t row_;
+  const int rows_;
+  uint8_t* x_;
+  float* x_sums_;
+  const HeaderReader reader_;
+  const CodeLevels levels_;
+  const ToBf16 to_levels_;
+  int64_t panel_ = 0, last_ = 0, block_ = 0;  // of what is expanded next
+  uint32_t pieces_ = ~0u, piece_ = 0;         // read, and used
+  uint32_t expanded_ = 0, multiplied_ = 0;
+  Waiting waiting_;
+  Parts parts_[kParts] = {Parts(job_.weight), Parts(job_.weight), Parts(job_.weight)};
+  alignas(64) uint8_t lines_[kLines][kBlockLines];
+  alignas(64) Sums sums_[2];
+  alignas(64) float y_[R * kPanel], pair_[R * kPanel];
+};
 
 // x [k]: the row as float32; x_sums: as of sum_rows.
 template <Format kFormat, bool kZeros, int kSubs, bool kMins>
@@ -326,9 +468,10 @@ void lone_code_row(const LinearJob& job, int64_t panel, int64_t count, int64_t r
 template <int kSubs, bool kMins>
 void code_panels(const LinearJob& job, int64_t panel, int64_t count, int64_t row_begin, int64_t row_end,
                  float* scratch) {
-  const int64_t rows = row_end - row_begin;
+  const int rows = static_cast<int>(row_end - row_begin);
   if (rows == 1) return lone_code_row<kSubs, kMins>(job, panel, count, row_begin, scratch);
-  if (rows <= 8) return code_tiles<8, kSubs, kMins>(job, panel, count, row_begin, row_end, scratch);
+  if (rows <= 4) return FewCodeRows<4, kSubs, kMins>(job, row_begin, rows, scratch).run(panel, count);
+  if (rows <= 8) return FewCodeRows<8, kSubs, kMins>(job, row_begin, rows, scratch).run(panel, count);
   code_tiles<16, kSubs, kMins>(job, panel, count, row_begin, row_end, scratch);
 }
 
