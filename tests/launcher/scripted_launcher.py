@@ -103,7 +103,7 @@ async def serve(sock: Any, link: LauncherLink, fault: str) -> None:
     link.channel.send(Serving())
     await stop.wait()
     if fault == "drains":
-        await asyncio.sleep(5 * GRACE_WHILE_DRAINING)
+        await asyncio.sleep(3 * GRACE_WHILE_DRAINING)
         print("drained", file=sys.stderr)
     server.close()
     client.close()

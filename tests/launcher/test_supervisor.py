@@ -121,7 +121,7 @@ class Launcher:
         pid: int = until(lambda: (p := self.children.get(kind, old)) != old and p)
         return pid
 
-    def ask(self, prompt: str = "hello", n: int = 300) -> Ask:
+    def ask(self, prompt: str = "hello", n: int = 120) -> Ask:
         return Ask(self.port, prompt, n)
 
     def end(self) -> tuple[int, str]:
@@ -202,7 +202,7 @@ def test_a_signal_in_mid_stream_ends_all(launcher: Launcher) -> None:
 def test_streams_continue_when_the_engine_is_killed(launcher: Launcher) -> None:
     launcher.wait_serving()
     asks = [launcher.ask(f"prompt {i}") for i in range(8)]
-    for at in (40, 120):
+    for at in (20, 60):
         for ask in asks:
             ask.read(at)
         engine = launcher.engine
@@ -373,7 +373,7 @@ def test_an_engine_that_computes_nothing_is_given_up(launcher: Launcher) -> None
 def test_an_engine_that_computes_is_never_given_up(launcher: Launcher) -> None:
     """Killed three times as often within a minute as an engine may die without progress."""
     launcher.wait_serving()
-    asks = [launcher.ask(f"prompt {i}", 900) for i in range(3)]
+    asks = [launcher.ask(f"prompt {i}", 400) for i in range(3)]
     deaths = 15
     started = time.monotonic()
     for i in range(deaths):
