@@ -1,4 +1,4 @@
-"""Offline commands with the built-in model, at small sizes."""
+"""Offline commands at small sizes."""
 
 import json
 
@@ -12,6 +12,7 @@ from galley.errors import ConfigError
 from galley.planning.limits import measure_limits
 from galley.planning.steps import Shape
 from tests.cli.bench.test_serve import TEXT
+from tests.small_model import LAYERS, small_model
 
 SMALL = ("--kv-cache-memory-bytes", "64M", "--max-model-len", "512")
 
@@ -46,8 +47,8 @@ def test_latency(tmp_path):
 def test_kernels(tmp_path):
     out, picture = tmp_path / "k.json", tmp_path / "k.png"
     argv = [
-        "kernels", "--decode", "1,2", "--context", "20", "--prefill", "24", "--repetitions", "2",
-        "--reference", "--output-json", str(out), "--plot", str(picture),
+        "kernels", str(small_model()), "--decode", "1,2", "--context", "20", "--prefill", "24",
+        "--repetitions", "2", "--reference", "--output-json", str(out), "--plot", str(picture),
     ]  # fmt: skip
     assert main(argv) == 0
     result = json.loads(out.read_text())
@@ -56,7 +57,7 @@ def test_kernels(tmp_path):
         rows = {row["operation"]: row for row in step["operations"]}
         assert sum(row["% of step"] for row in rows.values()) == pytest.approx(100)
         attention = rows["attention 9/3 heads of 64"]
-        assert attention["calls"] == 30
+        assert attention["calls"] == LAYERS
         assert attention["reference µs"] > 0
         head = next(row for name, row in rows.items() if "49152" in name)
         assert head["roofline µs"] > 0

@@ -22,7 +22,6 @@ from galley.cli.bench.sweep.serve import read_links
 from galley.errors import ConfigError, ServerError
 
 SERVE = shlex.join([sys.executable, str(Path(__file__).with_name("fake_server.py"))])
-BENCH = "galley bench serve --dataset-name random --input-len 4 --output-len 3 --num-prompts 3"
 
 
 def test_lists_are_multiplied_out(tmp_path):
@@ -71,9 +70,17 @@ def test_settings_as_options_and_names():
         read_links("a")
 
 
+def bench(tmp_path):
+    """The command of a load, which needs no tokenizer: it is started for every run."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "one two three"}\n')
+    dataset = f"--dataset-name custom --dataset-path {file} --skip-tokenizer-init"
+    return f"galley bench serve {dataset} --output-len 3 --num-prompts 3"
+
+
 def sweep(tmp_path, *more):
     return [
-        "sweep", "serve", "--serve-cmd", SERVE, "--bench-cmd", BENCH,
+        "sweep", "serve", "--serve-cmd", SERVE, "--bench-cmd", bench(tmp_path),
         "-o", str(tmp_path), "-e", "e", *more,
     ]  # fmt: skip
 
@@ -153,7 +160,7 @@ def test_exited_server_is_recorded(tmp_path):
 
 def test_a_workload_is_explored_between_its_ends(tmp_path):
     argv = [
-        "sweep", "serve_workload", "--serve-cmd", SERVE, "--bench-cmd", BENCH,
+        "sweep", "serve_workload", "--serve-cmd", SERVE, "--bench-cmd", bench(tmp_path),
         "--num-runs", "1", "--workload-var", "max_concurrency", "--workload-iters", "3",
         "-o", str(tmp_path), "-e", "e",
     ]  # fmt: skip
