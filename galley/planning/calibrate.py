@@ -47,7 +47,7 @@ ARCHITECTURE = "LlamaForCausalLM"
 #: Rows of the decode steps that are measured, and tokens of the prompts. Kernels compute rows in
 #: blocks of 16 or 32, so that one row more than full blocks may take as long as another full one:
 #: both sides of such leaps are measured, and of larger steps one in the middle of a block.
-ROWS = (1, 4, 8, 16, 17, 32, 33, 64, 65)
+ROWS = (1, 4, 8, 16, 17, 32, 33, 48, 49, 64, 65)
 PROMPTS = (80, 81, 136, 392)
 #: Tokens in the KV cache of each row.
 CONTEXT = 256
