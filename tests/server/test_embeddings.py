@@ -191,12 +191,12 @@ def test_truncation_keeps_the_tokens_that_the_tokenizer_adds(server: Embedder) -
     left = server.vectors(TEXTS[0], truncate_prompt_tokens=4, truncation_side="left")
     assert left == server.vectors(ids[-4:])
     assert len(server.vectors("a b " * 400, truncate_prompt_tokens=-1)) == 1
-    assert server.vectors([]) == []
 
 
 @pytest.mark.parametrize(
     ("body", "field", "words"),
     [
+        ({"input": []}, "input", "at least one prompt"),
         ({"input": [[1], []]}, "input", "cannot be empty"),
         ({"input": ["a", [1]]}, "input", "mixture"),
         ({"input": [1, VOCAB]}, "input", "out of vocabulary"),

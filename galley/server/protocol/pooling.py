@@ -14,7 +14,7 @@ from galley.server.protocol.turns import Turn
 
 _INPUTS = [
     {"type": "string"},
-    {"type": "array", "items": {"type": "string"}},
+    {"type": "array", "minItems": 1, "items": {"type": "string"}},
     {"type": "array", "minItems": 1, "items": {"type": "integer"}},
     {"type": "array", "minItems": 1, "items": {"type": "array", "minItems": 1}},
     {"type": "array", "minItems": 1, "items": {"type": "object"}},
@@ -88,9 +88,11 @@ def _all(items: Any, type: type) -> bool:
 
 
 def inputs_of(given: Any, caps: Caps) -> list[str | list[int]]:
-    """The texts and token ids of an `input`, which may have none. Raises InvalidRequest."""
+    """The texts and token ids of an `input`. Raises InvalidRequest."""
     if isinstance(given, str):
         return [given]
+    if not given:
+        raise InvalidRequest("input: You must pass at least one prompt.", field="input")
     kinds = {type(item) for item in given}
     if kinds == {int}:
         return [given]
