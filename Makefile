@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
 SERVE_ARGS ?=
+WORKERS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # In .venv and not in a throw-away environment: the kernels' build folder is then good for the
 # next build too, and what has not changed is not compiled again.
@@ -37,7 +38,7 @@ install: $(VENV)/.installed ## set up .venv (editable), kernels built, default m
 test: $(VENV)/.tested ## set up and run every check: lint, types, imports, tests
 	@$(MAKE) --no-print-directory check
 
-# Two workers, a file at a time, in order: the files that take longest are not among the last. What
+# WORKERS, a file at a time, in order: the files that take longest are not among the last. What
 # measures a busy server, or needs all cores, runs by itself afterwards. Status 5: no test of that
 # kind among those that PYTEST_ARGS names.
 check: style ## the checks alone, in a .venv that is set up for them
@@ -46,7 +47,7 @@ check: style ## the checks alone, in a .venv that is set up for them
 
 # The tests that run beside each other, and beside the check of types, which takes a core a minute.
 beside:
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" $(PYTEST_ARGS) || [ $$? = 5 ]
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not alone" $(PYTEST_ARGS) || [ $$? = 5 ]
 
 lint: style types
 
