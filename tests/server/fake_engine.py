@@ -138,7 +138,7 @@ class FakeEngine:
 
     async def _run(self) -> None:
         while self._rows:
-            await asyncio.sleep(self.pause)
+            await asyncio.sleep(max(self.pause, 0.002) if self.hold else self.pause)
             if not self.hold:
                 self._step()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 from galley.chat.templates import MAX_QUICK_MESSAGES
@@ -42,15 +43,14 @@ def test_an_endless_template_of_a_request_is_a_400_that_names_the_limit() -> Non
             )
         )
         hostile.start()
-        others = 0
-        while hostile.is_alive():
+        for _ in range(5):
+            time.sleep(0.1)
             assert served.post("/v1/chat/completions", json=_body()).status_code == 200
-            others += 1
+        assert hostile.is_alive(), "the others were answered beside it"
         hostile.join()
         [refused] = replies
         fine = served.post("/v1/chat/completions", json=_body(chat_template="fine"))
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == "messages"
     assert "more than 2 seconds of CPU time" in refused.json()["error"]["message"]
-    assert others > 1
     assert fine.status_code == 200
