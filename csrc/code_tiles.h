@@ -55,7 +55,13 @@ template <int kSubs> struct CodeParts {
     const uint8_t* header = panel + weight->header_at(first);
     const uint8_t* at = header + header_bytes + in_span * block_bytes;
     ScaleAndMin upper[kHalves] = {};
-    if (kMins && reader.kind == Scale::u6) return read_sixes(reader, header);
+    switch (reader.kind) {
+      case Scale::u6: return read_header<kMins, Scale::u6>(reader, header);
+      case Scale::u4: return read_header<kMins, Scale::u4>(reader, header);
+      case Scale::i8: return read_header<kMins, Scale::i8>(reader, header);
+      case Scale::s6: return read_header<kMins, Scale::s6>(reader, header);
+      default: break;
+    }
     for (int part = 0; part < parts; part++) {
       int step = begin[part];
       const int sub = step % kSubs;
@@ -85,17 +91,20 @@ template <int kSubs> struct CodeParts {
   }
 
  private:
-  // Of scales of 6 bits, of which a piece has one header.
-  void read_sixes(const HeaderReader& reader, const uint8_t* header) {
-    constexpr int kEntries = 8;
+  // Of scales of two levels, of which a piece has one header.
+  template <bool kMins, Scale kKind> void read_header(const HeaderReader& reader, const uint8_t* header) {
+    HeaderReader known = reader;
+    known.kind = kKind;
     for (int64_t b = 0; b < header_bytes; b += 64) __builtin_prefetch(header + kAhead + b);
     for (int half = 0; half < kHalves; half++) {
-      const ScaleAndMin upper = reader.upper<true>(header, half);
-      ScaleAndMin each[kEntries];  // in registers: entries share bytes
-      _Pragma("GCC unroll 8") for (int i = 0; i < kEntries; i++) each[i] = reader.six(upper, header, i, half);
-      _Pragma("GCC unroll 8") for (int i = 0; i < kEntries; i++) {
+      const ScaleAndMin upper = known.template upper<kMins>(header, half);
+      ScaleAndMin each[kMost];  // in registers: entries share bytes
+      _Pragma("GCC unroll 16") for (int i = 0; i < kMost; i++) {
+        each[i] = known.template scales<kMins>(upper, header, i, half);
+      }
+      _Pragma("GCC unroll 16") for (int i = 0; i < kMost; i++) {
         store(scales[i] + half * kLanes, each[i].scale);
-        store(mins[i] + half * kLanes, each[i].min);
+        if (kMins) store(mins[i] + half * kLanes, each[i].min);
       }
     }
     for (int i = 0; i < count; i++) codes[i] = header + header_bytes + i * block_bytes, zeros_of[i] = zeros[i];
@@ -352,16 +361,19 @@ template <int R, int kSubs, bool kMins> class FewCodeRows {
   }
 
   GALLEY_INLINE void scale() {
-    const Waiting w = waiting_;
-    if (w.p == nullptr) return;
-    if (w.end - w.part == 2) scale<2>(w); else scale<1>(w);
+    if (waiting_.p == nullptr) return;
+    if (waiting_.end - waiting_.part == 2) scale<2>(waiting_);
+    else scale<1>(waiting_);
     waiting_.p = nullptr;
   }
   template <int kCount> GALLEY_INLINE void scale(const Waiting& w) {
     const float* of_x = w.x_sums + w.part * rows_;
     for (int half = 0; half < kHalves; half++) {
       Float scale[kCount], min[kCount];
-      for (int i = 0; i < kCount; i++) scale[i] = load(w.p->scales[w.part + i] + half * kLanes), min[i] = load(w.p->mins[w.part + i] + half * kLanes);
+      for (int i = 0; i < kCount; i++) {
+        scale[i] = load(w.p->scales[w.part + i] + half * kLanes);
+        min[i] = load(w.p->mins[w.part + i] + half * kLanes);
+      }
       const float* sums = w.sums + 2 * half * R * kLanes;
       _Pragma("GCC unroll 8") for (int r = 0; r < R; r++) {
         float* y = y_ + r * kPanel + half * kLanes;
