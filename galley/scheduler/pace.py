@@ -13,8 +13,9 @@ UNIT = 16
 #: The target is at least so many times a step without prompts: where decoding alone is slow,
 #: prompts would else hardly advance.
 SLOWEST = 3.0
-#: Where more prompts wait than rows decode, the target is longer by that ratio, at most so many
-#: times: a step delays few streams and brings many requests sooner to their first token.
+#: Where several prompts wait, the target is longer by the ratio of those beyond the first to the
+#: decoding rows, at most so many times: every step reads all weights, and fewer are needed until
+#: all rows decode.
 MOST_TARGETS = 4.0
 #: A measured time of decoding rows holds for so many rows more or fewer and a quarter of those
 #: measured, and for so many steps with prompts.
@@ -80,7 +81,7 @@ class StepPace:
             return 0
         if self._token:
             target = max(self._target, SLOWEST * self._decode)
-            target *= min(max(num_prompts / num_decode, 1.0), MOST_TARGETS)
+            target *= min(1.0 + max(num_prompts - 1, 0) / num_decode, MOST_TARGETS)
             seconds = target - self._decode
             self._allowed = max(int(seconds / self._token) // UNIT, 1) * UNIT
         return self._allowed

@@ -59,12 +59,12 @@ def test_prompts_keep_their_part_while_their_rows_begin_to_decode():
     assert sizes.count(0) < len(sizes) / 10
 
 
-def test_a_step_takes_longer_where_more_wait_than_stream():
+def test_a_step_takes_longer_where_several_wait():
     pace = StepPace(0.060)
     pace.record(0, 512, 512 * TOKEN)
     pace.record(4, 0, 4 * ROW)
     sizes = [pace.prompt_tokens(4, n) * TOKEN + 4 * ROW for n in (1, 4, 8, 16, 100)]
-    limits = [0.060 * n for n in (1, 1, 2, MOST_TARGETS, MOST_TARGETS)]
+    limits = [0.060 * n for n in (1, 1.75, 2.75, MOST_TARGETS, MOST_TARGETS)]
     assert sizes == pytest.approx(limits, abs=UNIT * TOKEN)
 
 
