@@ -1,4 +1,4 @@
-"""A GGUF file of random weights in the shape of a Llama, in Q4_K_M, Q8_0 or BF16.
+"""A GGUF file of random weights in the shape of a Llama, in Q4_K_M, Q4_1, Q8_0 or BF16.
 
     python -m benchmarks.random_gguf 1B|3B|8B OUT.gguf [--format Q4_K_M]
 
@@ -42,9 +42,9 @@ SHAPES = {
     "8B": Shape(4096, 32, 14336, 32, 8, 128, tied=False),
 }
 #: Type → byte offset of each float16 scale in a block; the blocks' other bytes are random.
-SCALES = {Type.Q4_K: (0, 2), Type.Q6_K: (208,), Type.Q8_0: (0,)}
+SCALES = {Type.Q4_K: (0, 2), Type.Q4_1: (0, 2), Type.Q6_K: (208,), Type.Q8_0: (0,)}
 #: Type of all matrices; None: several, as llama.cpp mixes them.
-FORMATS = {"Q4_K_M": None, "Q8_0": Type.Q8_0, "BF16": Type.BF16}
+FORMATS = {"Q4_K_M": None, "Q4_1": Type.Q4_1, "Q8_0": Type.Q8_0, "BF16": Type.BF16}
 POOL_BLOCKS = 1 << 14
 
 

@@ -2,10 +2,12 @@
 
     make bench-speculation
     python -m benchmarks.speculation [--model FILE] [--pairs 5] [--tokens 256] [--streams 1 4 16 64]
-        [--drafter FOLDER] [--plot PNG]
+        [--drafter FOLDER] [--plot PNG] [--replay]
 
 A model of `benchmarks.planning`, such as 1B, is its shape with random weights: what it says copies
-nothing, but repeats itself. With --plot the ratios are drawn over the streams.
+nothing, but repeats itself. With --replay its drafts are as often right as those of the built-in
+model for the same requests (`benchmarks.replayed_drafts`). With --plot the ratios are drawn over
+the streams.
 
 Kinds of work, on real text:
 
@@ -29,19 +31,26 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import replayed_drafts
 from benchmarks.planning import SHAPES, engine_flags
 from galley import LLM, SamplingParams
 from galley.cli.bench import plots
 from galley.frontend.metric_values import Counter
+from galley.loader.source import default_model
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "tests" / "data" / "opticks.txt").read_text()
 CODE = (ROOT / "galley" / "kv" / "pool.py").read_text()
+FIXED = {"method": "ngram", "draft_length": "fixed"}
 WAYS: dict[str, dict[str, Any]] = {
     "ngram": {"method": "ngram"},
-    "ngram, 5 fixed": {"method": "ngram", "draft_length": "fixed", "num_speculative_tokens": 5},
     "suffix": {"method": "suffix"},
+    **{
+        f"ngram, {n} fixed": {**FIXED, "num_speculative_tokens": n}
+        for n in (1, 2, 3, 4, 5, 7, 11, 15)
+    },
 }
+USUAL_WAYS = ["ngram", "ngram, 5 fixed", "suffix"]
 GREEDY = {"temperature": 0.0}
 CHAT = (
     "Tell me a story about a lighthouse keeper.",
@@ -125,7 +134,8 @@ def compare(
     prompts, sampling = WORK[work]
     params = SamplingParams(max_tokens=args.tokens, **sampling)
     wanted = plain.run(prompts, params, streams)[1]
-    assert other.run(prompts, params, streams)[1] == wanted, "drafts changed an answer"
+    for _ in range(2 if args.replay else 1):  # the first time there is nothing to replay
+        assert other.run(prompts, params, streams)[1] == wanted, "drafts changed an answer"
     before, ratios, seconds = other.drafts(), [], []
     steps = other.llm._core.counters.num_steps
     for pair in range(args.pairs):
@@ -155,9 +165,12 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--streams", type=int, nargs="+", default=[1])
-    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--ways", nargs="*", default=USUAL_WAYS, choices=WAYS)
     parser.add_argument("--drafter", help="a draft model, measured as well")
     parser.add_argument("--work", nargs="+", default=list(WORK), choices=WORK)
+    parser.add_argument(
+        "--replay", action="store_true", help="drafts of the built-in model's answers"
+    )
     parser.add_argument("--plot", metavar="PNG", help="of the ratios over --streams")
     args = parser.parse_args()
     if args.plot:
@@ -169,8 +182,13 @@ def main() -> None:
     curves: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory(prefix="galley-speculation-") as folder:
         engine = {"max_model_len": 2048, "max_num_seqs": 64, **model_flags(args.model, folder)}
+        if args.replay:  # the same tokens of a prompt
+            engine["tokenizer"] = str(default_model())
         plain = Side(engine, None)
         for way, settings in ways.items():
+            if args.replay:
+                record(settings["method"], args.work, args.tokens)
+                settings = settings | custom("Replay")
             other = Side(engine, settings)
             print(f"\n{way}\n\n| work | streams | ratio | tokens/s | accepted | tokens a step |")
             print("|---|---|---|---|---|---|", flush=True)
@@ -179,6 +197,21 @@ def main() -> None:
                 curves[f"{way}, {work}"] = rows
     if args.plot:
         plots.plot_curves(curves, "streams", ["speed_relative_to_no_drafts"], args.plot)
+
+
+def custom(name: str) -> dict[str, Any]:
+    """Drafts of a class of `benchmarks.replayed_drafts`."""
+    return {"method": "custom_class", "model": f"{replayed_drafts.__name__}.{name}"}
+
+
+def record(method: str, works: list[str], tokens: int) -> None:
+    """Drafts for the built-in model's answers, when it has given each once before."""
+    replayed_drafts.Recorder.method = method
+    side = Side({"max_model_len": 2048}, {**custom("Recorder"), "draft_length": "fixed"})
+    for work in works:
+        prompts, sampling = WORK[work]
+        for _ in range(2):
+            side.run(prompts, SamplingParams(max_tokens=tokens, **sampling), 1)
 
 
 def model_flags(name: str, folder: str) -> dict[str, Any]:
