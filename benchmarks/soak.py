@@ -115,6 +115,8 @@ async def client(port: int, seed: int, until: float, soak: Soak) -> None:
         request = talk(rng) if path == CHAT else body(rng)
         if kind == "wrong":
             request["max_tokens"] = -1
+        elif kind == "slow":  # three seconds at most, for which the end of the run waits
+            request["max_tokens"] = min(request["max_tokens"], 64)
         try:
             answer = await asyncio.wait_for(
                 stream(
