@@ -7,13 +7,18 @@
 namespace galley {
 namespace GALLEY_VARIANT {
 
+// Bytes that are prefetched ahead into the L2 cache, and from there into L1: lines on their way from memory would
+// fill the buffers of L1.
+constexpr int64_t kFarAhead = 16384, kNearAhead = 1024;
+
 // One half (16 columns) of a block of codes.
 template <Format kFormat> class HalfBlock {
  public:
   GALLEY_INLINE explicit HalfBlock(const uint8_t* codes) {
     _Pragma("GCC unroll 8") for (int i = 0; i < kLines; i++, codes += kWordBytes) {
       lines_[i] = _mm512_loadu_si512(codes);
-      __builtin_prefetch(codes + kAhead);
+      __builtin_prefetch(codes + kFarAhead, 0, 2);
+      __builtin_prefetch(codes + kNearAhead);
     }
   }
   // Four codes of each column, in the lowest bits of bytes; above them may be others.
