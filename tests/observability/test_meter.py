@@ -22,6 +22,7 @@ from galley.kv import (
 from galley.messages import Counters, Outputs, Stats
 from galley.observability.meter import BlockLifetimes, Sizes, Workload
 from galley.observability.metrics import EngineMetrics
+from tests.small_model import LAYERS, small_model
 
 SIZES = Sizes(
     linear_weights=1000, vocab_weights=500, attention_width=8, weight_bytes=3000, kv_bytes=64
@@ -143,18 +144,25 @@ def test_lifetimes_are_sent_and_observed_once() -> None:
 
 
 def test_measured_on_a_real_model() -> None:
-    flags = {"enable_mfu_metrics": True, "kv_cache_metrics": True, "kv_cache_metrics_sample": 1.0}
-    with LLM(max_model_len=256, max_num_seqs=4, num_gpu_blocks_override=17, **flags) as llm:
+    flags: dict[str, Any] = {
+        "enable_mfu_metrics": True,
+        "kv_cache_metrics": True,
+        "kv_cache_metrics_sample": 1.0,
+    }
+    flags |= {"max_model_len": 256, "max_num_seqs": 4, "num_gpu_blocks_override": 17}
+    with LLM(str(small_model()), **flags) as llm:
         params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
         prompts = [f"{i}: " + "once upon a time " * 8 for i in range(6)]
         for prompt in (*prompts, prompts[-1]):
             llm.generate(prompt, params, use_tqdm=False)
         told = {m.name: m for m in llm.get_metrics()}
     computed = told["galley:step_tokens"].sum
-    # SmolLM2-135M: operations are about two a weight and token.
+    # Operations are about two a weight and token: 49152 × 576 weights in the head, 3.54 million in
+    # each layer.
     per_token = told["vllm:estimated_flops_per_gpu"].value / computed
-    assert 0.7 * 2 * 134.5e6 < per_token < 1.3 * 2 * 134.5e6
-    assert told["vllm:estimated_read_bytes_per_gpu"].value > 60e6 * 60
+    weights = 49152 * 576 + LAYERS * 3.54e6
+    assert 0.7 * 2 * weights < per_token < 1.3 * 2 * weights
+    assert told["vllm:estimated_read_bytes_per_gpu"].value > 0.45 * weights * 60
     assert told["vllm:estimated_write_bytes_per_gpu"].value > 0
     for name in ("lifetime", "idle_before_evict"):
         assert told[f"vllm:kv_block_{name}_seconds"].count > 10
