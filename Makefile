@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
 SERVE_ARGS ?=
-WORKERS ?= 2
+WORKERS ?= 3
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # In .venv and not in a throw-away environment: the kernels' build folder is then good for the
 # next build too, and what has not changed is not compiled again.
@@ -38,9 +38,10 @@ install: $(VENV)/.installed ## set up .venv (editable), kernels built, default m
 test: $(VENV)/.tested ## set up and run every check: lint, types, imports, tests
 	@$(MAKE) --no-print-directory check
 
-# WORKERS, a file at a time, in order: the files that take longest are not among the last. What
-# measures a busy server, or needs all cores, runs by itself afterwards. Status 5: no test of that
-# kind among those that PYTEST_ARGS names.
+# WORKERS, a file at a time, in order: the files that take longest are not among the last. More
+# workers than two cores, since many tests wait for servers. What measures a busy server, or needs
+# all cores, runs by itself afterwards. Status 5: no test of that kind among those that PYTEST_ARGS
+# names.
 check: style ## the checks alone, in a .venv that is set up for them
 	@$(MAKE) --no-print-directory -j2 types beside
 	@$(BIN)/python -m pytest -m alone $(PYTEST_ARGS) || [ $$? = 5 ]
