@@ -111,9 +111,10 @@ template <int kSubs> struct CodeParts {
   }
 };
 
-// R rows (of which the tiles may have fewer) and a piece, of which `lines` has the levels; adds it to y [R][32].
+// The rows of a tile (which may have fewer) and a piece, of which `lines` has the levels; adds it to
+// y [kTileRows][32].
 // Some parts are multiplied, then scaled: tiles and vectors in turn would wait for each other.
-template <int R, int kSubs, bool kMins> class CodeTiles {
+template <int kSubs, bool kMins> class CodeTiles {
  public:
   using Parts = CodeParts<kSubs>;
 
@@ -130,27 +131,27 @@ template <int R, int kSubs, bool kMins> class CodeTiles {
         multiply<c10, c11>(p, part + 1, lines, x, x_bytes, sums_[part + 1 - first], between);
       }
       for (int half = 0; half < kHalves; half++) {
-        Float acc[R];
-        for (int r = 0; r < R; r++) acc[r] = load(y + r * kPanel + half * kLanes);
+        Float acc[kTileRows];
+        for (int r = 0; r < kTileRows; r++) acc[r] = load(y + r * kPanel + half * kLanes);
         for (int part = first; part < end; part++) {
           const Float scale = load(p.scales[part] + half * kLanes);
           const float* sums = sums_[part - first][half];
-          _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) {
+          _Pragma("GCC unroll 16") for (int r = 0; r < kTileRows; r++) {
             acc[r] = fma(load(sums + r * kLanes), scale, acc[r]);
           }
           if (!kMins) continue;
           const Float min = load(p.mins[part] + half * kLanes);
           const float* of_x = x_sums + part * stride;
-          _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) acc[r] = fma(all(of_x[r]), min, acc[r]);
+          _Pragma("GCC unroll 16") for (int r = 0; r < kTileRows; r++) acc[r] = fma(all(of_x[r]), min, acc[r]);
         }
-        for (int r = 0; r < R; r++) store(y + r * kPanel + half * kLanes, acc[r]);
+        for (int r = 0; r < kTileRows; r++) store(y + r * kPanel + half * kLanes, acc[r]);
       }
     }
   }
 
  private:
   static constexpr int kBatch = 4;
-  using Sums = float[kHalves][R * kLanes];
+  using Sums = float[kHalves][kTileRows * kLanes];
 
   template <Tile first, Tile second, class Between>
   static GALLEY_INLINE void multiply(const Parts& p, int part, const uint8_t* lines, const uint8_t* x,
@@ -207,7 +208,7 @@ template <int kSubs> void sum_rows(const LinearJob& job, const CodeRows& of, flo
   }
 }
 
-template <int R, int kSubs, bool kMins>
+template <int kSubs, bool kMins>
 void code_tiles(const LinearJob& job, int64_t panel, int64_t count, int64_t row_begin, int64_t row_end,
                 float* x_sums) {
   const WeightLayout& w = job.weight;
@@ -216,7 +217,7 @@ void code_tiles(const LinearJob& job, int64_t panel, int64_t count, int64_t row_
   const ToBf16 to_levels = to_bf16_of(w);
   const int64_t blocks = w.blocks(), pieces = (blocks + kPieceBlocks - 1) / kPieceBlocks;
   const int64_t rows = row_end - row_begin;
-  const CodeRows of{row_begin, rows, rows < R ? rows : R};
+  const CodeRows of{row_begin, rows, rows < kTileRows ? rows : kTileRows};
   // Tiles cannot be loaded from lines that are still being stored: a piece is expanded while the tiles multiply
   // with the one before it.
   CodeParts<kSubs> parts[2] = {CodeParts<kSubs>(w), CodeParts<kSubs>(w)};
@@ -235,8 +236,8 @@ void code_tiles(const LinearJob& job, int64_t panel, int64_t count, int64_t row_
     const int64_t block = p.count - left--;
     to_levels(levels, p.codes[block], p.zeros_of[block], lines[next % 2] + block * kBlockLines);
   };
-  CodeTiles<R, kSubs, kMins> tiles;
-  alignas(64) float results[(kChunkRows + R) * kPanel], pair[kChunkRows * kPanel];
+  CodeTiles<kSubs, kMins> tiles;
+  alignas(64) float results[(kChunkRows + kTileRows) * kPanel], pair[kChunkRows * kPanel];
   if (kMins) sum_rows<kSubs>(job, of, x_sums);
   configure_tiles(static_cast<int>(of.size), static_cast<int>(of.size), kTileWords / kSubs);
   begin(0);
@@ -244,7 +245,7 @@ void code_tiles(const LinearJob& job, int64_t panel, int64_t count, int64_t row_
     while (left > 0) expand();
     begin(number + 1);
     const CodeParts<kSubs>& p = parts[number % 2];
-    if (p.block == 0) memset(results, 0, round_up(rows, R) * kPanel * 4);
+    if (p.block == 0) memset(results, 0, round_up(rows, kTileRows) * kPanel * 4);
     for (int64_t done = row_begin; done < row_end; done += of.size) {
       const int64_t row = of.first(done);
       const uint8_t* x = job.x + row * job.x_bytes + p.block * kTileBytes;
@@ -484,7 +485,7 @@ void code_panels(const LinearJob& job, int64_t panel, int64_t count, int64_t row
   if (rows == 1) return lone_code_row<kSubs, kMins>(job, panel, count, row_begin, scratch);
   if (rows <= 4) return FewCodeRows<4, kSubs, kMins>(job, row_begin, rows, scratch).run(panel, count);
   if (rows <= 8) return FewCodeRows<8, kSubs, kMins>(job, row_begin, rows, scratch).run(panel, count);
-  code_tiles<16, kSubs, kMins>(job, panel, count, row_begin, row_end, scratch);
+  code_tiles<kSubs, kMins>(job, panel, count, row_begin, row_end, scratch);
 }
 
 // `scratch`: linear_scratch_bytes.

@@ -324,7 +324,7 @@ static inline int64_t linear_scratch_bytes(const WeightLayout& w, Kind x) {
     if (!w.plain_blocks()) return w.repacked_bytes();
     return w.format == Format::i8 ? 0 : w.blocks() * kGroup * kPanel;
   }
-  if (w.quantised() && x == Kind::bf16) {  // eight rows as float32; sums of x, read by 16 rows
+  if (w.quantised() && x == Kind::bf16) {  // a row as float32, or eight twice as bf16; sums of x, read by 16 rows
     const int64_t sums = w.has_mins() ? w.blocks() * w.parts() * kChunkRows + 16 : 0;
     return round_up(4 * (8 * w.k + sums), 64);
   }
