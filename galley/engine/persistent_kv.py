@@ -12,6 +12,8 @@ import os
 
 import msgspec
 
+from galley.runner.large_pages import use_large_pages
+
 
 class KVFiles(msgspec.Struct, frozen=True):
     """File descriptors, valid in the launcher and its children."""
@@ -40,8 +42,5 @@ def map_file(fd: int, size: int) -> mmap.mmap:
     """Map a whole file, resized to `size` bytes; new bytes are zero."""
     os.ftruncate(fd, size)
     mapped = mmap.mmap(fd, size)
-    try:
-        mapped.madvise(mmap.MADV_HUGEPAGE)
-    except (OSError, AttributeError):
-        pass  # small pages do, too
+    use_large_pages(mapped)
     return mapped

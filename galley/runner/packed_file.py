@@ -11,7 +11,6 @@ Knows nothing of checkpoints: the file maps the text of a matrix's spec to its w
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import mmap
@@ -32,6 +31,7 @@ from galley.kernels.weight_format import WeightFormat
 from galley.kernels.weights import PackedWeight
 from galley.runner.cache_files import lock_shared
 from galley.runner.checksum_cache import file_state, is_verified, mark_verified
+from galley.runner.large_pages import use_large_pages
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +69,7 @@ class PackedFile(msgspec.Struct, frozen=True, eq=False):
                 lock_shared(f.fileno())  # held by the mapping, which duplicates the descriptor
                 status = os.fstat(f.fileno())
                 mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-                with contextlib.suppress(OSError):  # a system without large pages
-                    mapped.madvise(mmap.MADV_HUGEPAGE)
+                use_large_pages(mapped)
         except (OSError, ValueError):
             return None
         try:
