@@ -23,7 +23,12 @@ constexpr int64_t kScoreBytes = 4 * kLatentScores;
 constexpr int64_t kTileNumbers = kTileRows * kTileWords;  // of a tile
 constexpr int64_t kMostPairs = kWholeTokens / (2 * kPageTokens);
 
-// Scores of a block of rows with four pages at a time, or of two blocks with two.
+GALLEY_INLINE void fetch_tile(const uint8_t* lines) {
+  for (int i = 0; i < kTileRows; i++) __builtin_prefetch(lines + 64 * i, 0, 2);
+}
+
+// Scores of a block of rows with four pages at a time, or of two blocks with two. Keys stay out of the L1 cache, so that
+// the rows stay in it. One block waits for memory: each tile fetches the next one of its page into the L2 cache.
 template <bool kTwo>
 GALLEY_INLINE void score_latents(const AttentionShape& shape, const LatentAttention& job,
                                  int64_t row) {
@@ -31,17 +36,26 @@ GALLEY_INLINE void score_latents(const AttentionShape& shape, const LatentAttent
   float* scores = job.scores + row * kLatentScores;
   for (int64_t first = 0; first * kPageTokens < job.tokens; first += kTwo ? 2 : 4) {
     const uint8_t* const* pages = job.pages + first;
+    const uint8_t* const* following = (first + 4) * kPageTokens < job.tokens ? pages + 4 : pages;
     const uint32_t* q = job.q + row * words;
     zero_tile<c00>(), zero_tile<c01>(), zero_tile<c10>(), zero_tile<c11>();
     for (int64_t w = 0; w < words; w += kTileWords, q += kTileWords) {
+      const bool is_last = w + kTileWords == words;
+      const uint8_t* const* next = is_last ? following : pages;
+      const int64_t at = 64 * w, next_at = is_last ? 0 : at + 64 * kTileWords;
       load_tile<a0>(q, q_bytes);
       if (kTwo) load_tile<a1>(q + kTileRows * words, q_bytes);
-      load_tile<b0>(pages[0] + 64 * w, 64), add_bf16<c00, a0, b0>();
+      if (!kTwo) fetch_tile(next[0] + next_at);
+      load_rows<b0, true>(pages[0] + at, 64), add_bf16<c00, a0, b0>();
       if (kTwo) add_bf16<c10, a1, b0>();
-      load_tile<b1>(pages[1] + 64 * w, 64), add_bf16<c01, a0, b1>();
+      if (!kTwo) fetch_tile(next[1] + next_at);
+      load_rows<b1, true>(pages[1] + at, 64), add_bf16<c01, a0, b1>();
       if (kTwo) add_bf16<c11, a1, b1>();
-      if (!kTwo) load_tile<b0>(pages[2] + 64 * w, 64), add_bf16<c10, a0, b0>();
-      if (!kTwo) load_tile<b1>(pages[3] + 64 * w, 64), add_bf16<c11, a0, b1>();
+      if (kTwo) continue;
+      fetch_tile(next[2] + next_at);
+      load_rows<b0, true>(pages[2] + at, 64), add_bf16<c10, a0, b0>();
+      fetch_tile(next[3] + next_at);
+      load_rows<b1, true>(pages[3] + at, 64), add_bf16<c11, a0, b1>();
     }
     float* to = scores + first * kPageTokens;
     float* next = to + (kTwo ? kTileRows * kLatentScores : 2 * kPageTokens);
@@ -113,14 +127,14 @@ GALLEY_INLINE void turn_keys(const uint8_t* low, const uint8_t* high, int64_t to
 }
 
 // V^T of 32 dimensions for pairs of pages, made while the first rows are computed: of all pairs if more rows
-// follow, of the next few otherwise.
+// follow, of two otherwise.
 struct LatentValues {
   alignas(64) int32_t tiles[kMostPairs][2][kTileNumbers];
   const LatentAttention& job;
   int64_t mask;
 
   explicit LatentValues(const LatentAttention& job)
-      : job(job), mask(job.rows > 2 * kTileRows ? kMostPairs - 1 : 3) {}
+      : job(job), mask(job.rows > 2 * kTileRows ? kMostPairs - 1 : 1) {}
   GALLEY_INLINE void make(int64_t pair, int64_t dim) {
     const int64_t tokens = job.tokens - pair * 2 * kPageTokens;
     for (int64_t i = 0; i < 2; i++, dim += kLanes) {
@@ -130,7 +144,8 @@ struct LatentValues {
   }
 };
 
-// Results of one or two blocks of rows in 32 dimensions.
+// Results of one or two blocks of rows in 32 dimensions. Weights of many rows stay out of the L1 cache, so that the values
+// stay in it.
 template <bool kTwo>
 GALLEY_INLINE void add_latents(const AttentionShape& shape, const LatentAttention& job, int64_t row,
                                int64_t pairs, int64_t dim, LatentValues& values) {
@@ -141,8 +156,8 @@ GALLEY_INLINE void add_latents(const AttentionShape& shape, const LatentAttentio
   for (int64_t i = 0; i < pairs; i++, weights += kTileWords) {
     if (row == 0 && i + 1 < pairs) values.make(i + 1, dim);
     const auto& tiles = values.tiles[i & values.mask];
-    load_tile<b0>(weights, kScoreBytes);
-    if (kTwo) load_tile<b1>(weights + kTileRows * kLatentScores, kScoreBytes);
+    load_rows<b0, kTwo>(weights, kScoreBytes);
+    if (kTwo) load_rows<b1, true>(weights + kTileRows * kLatentScores, kScoreBytes);
     load_tile<a0>(tiles[0], kTileBytes), add_bf16<c00, a0, b0>();
     if (kTwo) add_bf16<c10, a0, b1>();
     load_tile<a1>(tiles[1], kTileBytes), add_bf16<c01, a1, b0>();
