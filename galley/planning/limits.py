@@ -75,9 +75,13 @@ class Probe:
         """Median bytes per second from memory; leaves nothing else in the caches."""
         return self.rate(_READ, self._data.nbytes, repetitions)
 
+    def arithmetic(self, numbers: str, rounds: int = _ROUNDS, repetitions: int = 7) -> float:
+        """Median operations per second of a number format; 0 if the CPU lacks the instruction."""
+        return self.rate(_ARITHMETIC[numbers], rounds, repetitions)
+
 
 def measure_limits(threads: int) -> MachineLimits:
     """Measure the limits; takes about half a second."""
     probe = Probe(threads)
-    peak = {name: probe.rate(what, _ROUNDS) for name, what in _ARITHMETIC.items()}
+    peak = {name: probe.arithmetic(name) for name in _ARITHMETIC}
     return MachineLimits(threads, probe.read(), peak)
