@@ -126,6 +126,10 @@ class Recorder:
         self._multiplied[id(weight)] = [weight]
         return self.rounded(x, activation_kind(weight.format, self._quantized))
 
+    def kinds_for(self, weights: Sequence[PackedWeight]) -> set[Kind]:
+        """The kinds of rows that `weights` are multiplied with, each by itself."""
+        return {activation_kind(f, self._quantized) for f in {weight.format for weight in weights}}
+
     def kind_for(self, weights: Sequence[PackedWeight]) -> Kind:
         """The kind of rows that all of `weights` are multiplied with."""
         formats = dict.fromkeys(weight.format for weight in weights)

@@ -228,8 +228,15 @@ class StepBench(SyntheticSteps):
         self.dense = dense_format(config.model.dtype, self.model_info.dtype)
         self.threads = config.device.num_threads or usable_cores()
         numbers = kv_format(config.cache, self.dense, self.model_info, kv_layers(self.model_info))
-        eager = config.model.enforce_eager
-        backend = open_backend("cpu", self.dense, self.threads, eager, kv=numbers)
+        model = config.model
+        backend = open_backend(
+            "cpu",
+            self.dense,
+            self.threads,
+            model.enforce_eager,
+            model.quantized_activations,
+            numbers,
+        )
         longest = max(shape.context + shape.new for shape in shapes)
         loaded = load_model(self.model_info, checkpoint, backend, Stage(longest))
         self.weight_bytes = loaded.weight_bytes

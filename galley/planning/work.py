@@ -16,16 +16,17 @@ from galley.kernels.ops import KVLayer, LatentLayer, StateLayer
 from galley.kernels.ops.definition import output
 from galley.kernels.ops.elementwise import FUNCTIONS
 from galley.kernels.ops.gated_delta_rule import TERMS
-from galley.kernels.program import LOGITS, SEQUENCES, Node, PackedExperts, Symbol
+from galley.kernels.program import LOGITS, SEQUENCES, Kind, Node, PackedExperts, Symbol
 from galley.kernels.weight_format import WeightFormat
 from galley.kernels.weights import PackedWeight
 from galley.kv.format import KVFormat
 from galley.layers.shapes import ShapeWeight
 from galley.planning.limits import MachineLimits
 
-#: Weight format → number format of its multiply-adds.
-_CODES = ("i1", "t2", "i2", "i3", "i4", "i5", "i6", "i8")
-_ARITHMETIC = {"f32": "f32", "bf16": "bf16"} | dict.fromkeys(_CODES, "int8")
+#: Rows that weights are multiplied with → number format of the multiply-adds.
+_ARITHMETIC = {Kind.f32: "f32", Kind.bf16: "bf16"} | dict.fromkeys(
+    (Kind.q8, Kind.q16, Kind.q8_row), "int8"
+)
 
 
 class Load(Protocol):
@@ -196,15 +197,14 @@ def _experts(node: Node, experts: PackedExperts, load: Load) -> Work:
     _, n, k = experts.shape
     count, top_k = experts.experts, experts.top_k
     chosen = 1 - (1 - top_k / count) ** load.tokens
-    fmt = experts.weights[0].format
-    name = fmt.name
+    fmt, rows = experts.weights[0].format, node.reads["x"]
     each = len(experts.weights) // count
     return Work(
-        f"{node.op} {name} {k}→{each * n}, {top_k} of {count}",
+        f"{node.op} {fmt.name} {k}→{each * n}, {top_k} of {count}",
         bytes=chosen * sum(weight.num_bytes for weight in experts.weights),
         operations=2 * load.tokens * top_k * each * n * k,
-        arithmetic=_ARITHMETIC[name],
-        weights=weights_key(fmt, node.reads["x"].kind.name),
+        arithmetic=_ARITHMETIC[rows.kind],
+        weights=weights_key(fmt, rows.kind.name),
         rows=load.tokens * top_k / (count * chosen),
     )
 
@@ -219,7 +219,7 @@ def _linear(node: Node, weight: PackedWeight | ShapeWeight, load: Load) -> Work:
         f"linear {weight.format.name} {k}→{n}{fused}",
         bytes=weight.num_bytes,
         operations=2 * rows * n * k,
-        arithmetic=_ARITHMETIC[weight.format.name],
+        arithmetic=_ARITHMETIC[node.reads["x"].kind],
         weights=weights_key(weight.format, node.reads["x"].kind.name),
         rows=rows,
     )

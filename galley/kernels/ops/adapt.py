@@ -166,8 +166,8 @@ class Adapt(Op):
         adapters: AdapterTable | None = recorder.adapters
         assert adapters is not None
         # The rows that the layer itself reads, if these are of floats.
-        kind = recorder.kind_for(weights)
-        rows = recorder.rounded(x, kind) if kind == Kind.bf16 and adapters.bf16 else x
+        is_bf16 = adapters.bf16 and recorder.kinds_for(weights) == {Kind.bf16}
+        rows = recorder.rounded(x, Kind.bf16) if is_bf16 else x
         columns = adapters.low_columns(site.inputs, rows.kind == Kind.bf16)
         low = Symbol.new(y.buffer.rows, columns, rows.kind)
         table = {"adapters": SiteTable(adapters, site)}
