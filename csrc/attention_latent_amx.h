@@ -64,10 +64,9 @@ GALLEY_INLINE void score_latents(const AttentionShape& shape, const LatentAttent
   }
 }
 
-// Scores of a row that attends to `tokens` tokens to weights of `pairs` pairs of pages: sixteen words of each pair,
-// tokens t and t + 16 in a word. The maximum and the partial sums go to the row's state.
-GALLEY_INLINE void weigh_latents(const AttentionShape& shape, float* row, int64_t tokens,
-                                 int64_t pairs, float* state) {
+// Masks the scores behind a row's `tokens` tokens in `pairs` pairs of pages, and returns the maximum. That of all rows is
+// found before the first weight: a row's own would be waited for.
+GALLEY_INLINE float mask_latents(float* row, int64_t tokens, int64_t pairs) {
   for (int64_t i = tokens / kPageTokens; i < 2 * pairs; i++) {
     const Int counts = lane_numbers() < all(static_cast<int32_t>(tokens - i * kPageTokens));
     float* s = row + i * kPageTokens;
@@ -78,8 +77,14 @@ GALLEY_INLINE void weigh_latents(const AttentionShape& shape, float* row, int64_
     even = max(even, load(row + 2 * i * kPageTokens));
     odd = max(odd, load(row + (2 * i + 1) * kPageTokens));
   }
-  const float m = max_lane(max(even, odd)) * shape.scale;
-  const Float scale = all(shape.scale), minus_m = all(-m);
+  return max_lane(max(even, odd));
+}
+
+// Scores of a row whose state has their maximum to weights of `pairs` pairs of pages: sixteen words of each pair, tokens
+// t and t + 16 in a word. The partial sums go to the state.
+GALLEY_INLINE void weigh_latents(const AttentionShape& shape, float* row, int64_t pairs,
+                                 float* state) {
+  const Float scale = all(shape.scale), minus_m = all(-state[0]);
   alignas(64) static const uint16_t order[] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,
                                                21, 6, 22, 7, 23, 8,  24, 9,  25, 10, 26,
                                                11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
@@ -93,7 +98,6 @@ GALLEY_INLINE void weigh_latents(const AttentionShape& shape, float* row, int64_
     const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(high.part[0], low.part[0]);
     _mm512_storeu_si512(row + i * kTileWords, _mm512_permutexvar_epi16(in_words, both));
   }
-  state[0] = m;
   store(state + 16, sums);
 }
 
@@ -185,14 +189,18 @@ void attend_latents(const AttentionShape& shape, const LatentAttention& job) {
       score_latents<false>(shape, job, row);
     }
   }
+  const int64_t size = shape.state_size();
   for (int64_t row = 0; row < job.rows; row += kTileRows) {
-    float* scores = job.scores + row * kLatentScores;
-    for (int64_t i = row; i < row + kTileRows && i < job.rows; i++) {
+    const int64_t end = row + kTileRows < job.rows ? row + kTileRows : job.rows;
+    for (int64_t i = row; i < end; i++) {
       const int64_t tokens = job.last[i] - job.start;
-      weigh_latents(shape, job.scores + i * kLatentScores,
-                    tokens < job.tokens ? tokens : job.tokens, pairs,
-                    job.state + i * shape.state_size());
+      job.state[i * size] = shape.scale * mask_latents(job.scores + i * kLatentScores,
+                                                       tokens < job.tokens ? tokens : job.tokens, pairs);
     }
+    for (int64_t i = row; i < end; i++) {
+      weigh_latents(shape, job.scores + i * kLatentScores, pairs, job.state + i * size);
+    }
+    float* scores = job.scores + row * kLatentScores;
     for (int64_t i = 0; i < pairs; i++, scores += kTileWords) {
       turn(scores, kLatentScores, scores, kLatentScores, kTileRows);
     }
