@@ -137,6 +137,12 @@ int64_t each_string(const uint8_t* data, int64_t size, int64_t at, int64_t count
   return at;
 }
 
+nb::object decoded(const char* text, size_t length) {
+  PyObject* made = PyUnicode_DecodeUTF8(text, static_cast<Py_ssize_t>(length), nullptr);
+  if (made == nullptr) throw nb::python_error();
+  return nb::steal(made);
+}
+
 void bind_strings(nb::module_& m) {
   m.def("skip_strings", [](uint64_t data, int64_t size, int64_t start, int64_t count) {
     return each_string(at<uint8_t>(data), size, start, count, [](const char*, size_t) {});
@@ -144,14 +150,23 @@ void bind_strings(nb::module_& m) {
      "End of `count` strings of a GGUF file; -1 if that is beyond `size`.");
   m.def("read_strings", [](uint64_t data, int64_t size, int64_t start, int64_t count) {
     nb::list list;
-    each_string(at<uint8_t>(data), size, start, count, [&](const char* text, size_t length) {
-      const auto bytes = static_cast<Py_ssize_t>(length);
-      nb::object item = nb::steal(PyUnicode_DecodeUTF8(text, bytes, nullptr));
-      if (!item.is_valid()) throw nb::python_error();
-      list.append(item);
-    });
+    each_string(at<uint8_t>(data), size, start, count,
+                [&](const char* text, size_t length) { list.append(decoded(text, length)); });
     return list;
   }, "data"_a, "size"_a, "start"_a, "count"_a, "The strings. UnicodeDecodeError if one is not UTF-8.");
+  m.def("read_pairs", [](uint64_t data, int64_t size, int64_t start, int64_t count) {
+    nb::list list;
+    each_string(at<uint8_t>(data), size, start, count, [&](const char* text, size_t length) {
+      const void* found = length > 0 ? std::memchr(text + 1, ' ', length - 1) : nullptr;
+      if (found == nullptr) throw nb::value_error(std::string(text, length).c_str());
+      const size_t left = static_cast<const char*>(found) - text;
+      list.append(nb::make_tuple(decoded(text, left),
+                                 decoded(text + left + 1, length - left - 1)));
+    });
+    return list;
+  }, "data"_a, "size"_a, "start"_a, "count"_a,
+     "The strings, each cut at its first space behind its first character. UnicodeDecodeError if "
+     "one is not UTF-8, ValueError with the string if one has no such space.");
 }
 
 void bind_blocks(nb::module_& m) {

@@ -16,9 +16,10 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -27,6 +28,8 @@ from galley.errors import ModelError
 from galley.kernels import _native
 from galley.loader.ggml_types import GGML_TYPES, GGMLType
 from galley.loader.mapped import mapped
+
+T = TypeVar("T")
 
 MAX_DIMS = 8
 #: Names of keys and tensors; llama.cpp writes at most 64 bytes, real files stay far below.
@@ -103,6 +106,19 @@ class GGUFFile:
             return default
         kind, pos = place
         return _Cursor(self._map, self.path, pos).value(kind, key)
+
+    def pairs(self, key: str) -> list[tuple[str, str]] | None:
+        """The strings of a list, each cut at its first space behind its first character; None if
+        the key is missing or holds no list of strings.
+
+        Raises ModelError for text that is not UTF-8 or has no such space.
+        """
+        kind, pos = self._values.get(key, (None, 0))
+        cursor = _Cursor(self._map, self.path, pos)
+        if kind != _ARRAY:
+            return None
+        item, count = cursor.array_head(key)
+        return cursor.strings(count, key, _native.read_pairs) if item == _STRING else None
 
     def data(self, info: TensorInfo) -> np.ndarray:
         """The tensor's bytes as an array into the map: [*shape] dense, or [*rows, bytes] uint8."""
@@ -265,13 +281,17 @@ class _Cursor:
         item, count = self.array_head(name)
         if item != _STRING:
             return np.frombuffer(self.buffer, _SCALARS[item], count, self.pos)
-        return self.strings(count, name)
+        return self.strings(count, name, _native.read_strings)
 
-    def strings(self, count: int, name: str) -> list[str]:
+    def strings(
+        self, count: int, name: str, read: Callable[[int, int, int, int], list[T]]
+    ) -> list[T]:
         try:
-            return _native.read_strings(self._address(), self.size, self.pos, count)
+            return read(self._address(), self.size, self.pos, count)
         except UnicodeDecodeError:
             raise self.error(f"an item of key {name} is not UTF-8 text") from None
+        except ValueError as text:
+            raise self.error(f"an item of key {name}, {str(text)!r}, is not two words") from None
 
     def text(self, name: str) -> str:
         length = self.u64(name)

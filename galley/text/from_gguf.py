@@ -99,6 +99,13 @@ class _Vocabulary:
         token_id = self.special_id(name)
         return None if token_id is None else self.tokens[token_id]
 
+    def merges(self) -> list[tuple[str, str]]:
+        """Pairs of tokens that are merged, best first."""
+        merges = self.file.pairs("tokenizer.ggml.merges")
+        if merges is None:
+            raise self.fail("tokenizer.ggml.merges is missing or no list of texts")
+        return merges
+
     def of_kind(self, kind: TokenKind) -> list[str]:
         return [self.tokens[i] for i in self.ids(kind)]
 
@@ -126,9 +133,8 @@ def _byte_level(vocabulary: _Vocabulary) -> tuple[tokenizers.Tokenizer, bool]:
     if split is None:
         known = ", ".join((*WORD_SPLITS, *PIECES))
         raise vocabulary.fail(f"pre-tokenizer {pre!r} is not supported; supported: {known}")
-    merges = [_merge(vocabulary, text) for text in vocabulary.get("merges", list)]
     vocab = {token: i for i, token in enumerate(vocabulary.tokens)}
-    tokenizer = byte_level_tokenizer(vocab, merges, split)
+    tokenizer = byte_level_tokenizer(vocab, vocabulary.merges(), split)
     add_tokens(tokenizer, vocabulary.of_kind(TokenKind.CONTROL), special=True)
     add_tokens(tokenizer, vocabulary.of_kind(TokenKind.USER_DEFINED), special=False)
     return tokenizer, split.add_bos
@@ -147,13 +153,6 @@ def byte_level_tokenizer(
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
-
-
-def _merge(vocabulary: _Vocabulary, text: str) -> tuple[str, str]:
-    space = text.find(" ", 1)
-    if space < 0:
-        raise vocabulary.fail(f"merge {text!r} is not two tokens")
-    return text[:space], text[space + 1 :]
 
 
 def _word_pieces(vocabulary: _Vocabulary) -> TokenizerSpec:
@@ -195,7 +194,7 @@ def _merged_pieces(vocabulary: _Vocabulary) -> tokenizers.Tokenizer:
             vocabulary.tokens,
             kinds=vocabulary.kinds.tolist(),
             add_space_prefix=vocabulary.get("add_space_prefix", bool, False),
-            merges=[_merge(vocabulary, text) for text in vocabulary.get("merges", list)],
+            merges=vocabulary.merges(),
             unk_id=vocabulary.special_id("unknown"),
         )
     )
