@@ -60,6 +60,7 @@ def run(
     # Objects made in start-up are permanent: no collection needs to visit them again.
     gc.collect()
     gc.freeze()
+    gc.enable()
     channel.send(Serving())
     try:
         process.run()

@@ -7,6 +7,7 @@ what it needs, in parallel with its siblings.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -105,6 +106,7 @@ def _become_child(title: str, parent: int, parent_death: signal.Signals) -> None
 
 def _run(entry: Callable[[Channel], None], channel: Channel) -> int:
     """Run a child to its end; a failure is reported by the launcher. Returns the exit code."""
+    gc.disable()  # its start makes nothing that is collected, and ends with gc.enable
     try:
         entry(channel)
     except SetupError as e:

@@ -46,6 +46,9 @@ def launch(
         ConfigError: the address cannot be bound.
     """
     os.environ.update(server.logging_environment())
+    # numpy's threads for matrix products spin for a while at every import: on cores that are busy
+    # with the start, in two processes that need none.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     allow_many_connections()
     sock = unix_socket(server.uds) if server.uds else listening_socket(server.host, server.port)
     label = f" {server.uds or f':{sock.getsockname()[1]}'} {served_name(config.model)}"

@@ -14,7 +14,7 @@ import dataclasses
 import mmap
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -30,7 +30,6 @@ from galley.models.decoder import Stage
 from galley.models.footprint import kv_layers
 from galley.models.pooling_heads import HeadSpec, add_sites, head_spec
 from galley.request import Failure
-from galley.runner.adapters import AdapterSlots, adapter_limits
 from galley.runner.device import dense_format, open_device
 from galley.runner.heap import collect_and_trim, trim
 from galley.runner.load import LoadedModel, Progress, load_model
@@ -54,6 +53,9 @@ from galley.runner.sampler import NO_LOGPROBS, MaskRows, SamplingTable
 from galley.runner.scores import Scores
 from galley.runner.weight_cache import configured_path
 from galley.spec.speculator import Speculator
+
+if TYPE_CHECKING:
+    from galley.runner.adapters import AdapterSlots
 
 #: Most candidates that the sampling kernel lists per row; more are computed from the logits.
 MAX_TOP_LOGPROBS = 32
@@ -159,6 +161,8 @@ class Runner:
         self._adapters: AdapterSlots | None = None
         adapter_bytes = 0
         if config.lora.enable_lora and adapters is not None:
+            from galley.runner.adapters import AdapterSlots, adapter_limits
+
             shape, most = loaded.sites.shape, adapter_limits(config.lora, self._dense)
             self._adapters = AdapterSlots(shape, most, adapters, limits.rows)
             adapter_bytes = most.num_bytes(loaded.sites)

@@ -351,6 +351,7 @@ async def _serve(
     # Objects made at start-up live as long as the process: the collector need not scan them again.
     gc.collect()
     gc.freeze()
+    gc.enable()
     periodic = [
         _every(environment.stats_interval, monitoring.write_line),
         # Other API servers serve the metrics that are counted here.
