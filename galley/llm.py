@@ -7,10 +7,13 @@ processor. Unlike the server, it does not survive a crash of its engine: that en
 from __future__ import annotations
 
 import dataclasses
+import gc
 import re
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
@@ -18,8 +21,6 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from galley.chat.templates import ChatRenderer
-from galley.chat.tokenizer import ChatTokenizer
 from galley.config import EngineConfig
 from galley.config.pooling import PoolingSettings, pooling_settings
 from galley.config.resolve import from_kwargs
@@ -41,7 +42,6 @@ from galley.frontend.chunked_embedding import ChunkedTexts, as_ids
 from galley.frontend.client import InprocClient
 from galley.frontend.input_processor import InputProcessor, default_sampling_params, limits_of
 from galley.frontend.interrupt import uninterrupted
-from galley.frontend.metric_values import Metric, read_metrics
 from galley.frontend.output_processor import OutputProcessor, RequestState, figures_of
 from galley.frontend.progress import progress_bar
 from galley.frontend.prompts import Prompt, parse_prompt
@@ -70,7 +70,10 @@ from galley.runner.logits_processor import processor_classes
 from galley.text import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
+    from galley.chat.templates import ChatRenderer
+    from galley.chat.tokenizer import ChatTokenizer
     from galley.config.engine_flags import EngineFlags
+    from galley.frontend.metric_values import Metric
 
 Params = SamplingParams | Sequence[SamplingParams]
 Pooling = PoolingParams | Sequence[PoolingParams]
@@ -97,9 +100,13 @@ class LLM(UnsupportedMethods):
             config = from_kwargs({"model": model, **flags}, "offline")
             folder = self._adapter_folder(config)
             source = resolve_source(config.model, config.load)
-            with ThreadPoolExecutor(1) as beside:  # a large vocabulary takes most of a second
-                tokenizer = beside.submit(_tokenizer_of, config, source)
-                loaded = assemble(config, source=source, adapters=folder)
+            reading = threading.Event()
+            with _uncollected(), ThreadPoolExecutor(1) as beside:
+                tokenizer = beside.submit(_tokenizer_of, config, source, reading)
+                try:
+                    loaded = assemble(config, source=source, adapters=folder, on_read=reading.set)
+                finally:
+                    reading.set()
                 self._tokenizer = tokenizer.result()
         except ConfigError as error:
             raise ConfigError(_python_words(error.message), field=error.field) from error
@@ -685,6 +692,8 @@ class LLM(UnsupportedMethods):
     def _pair_template(self, source: str | None) -> Callable[[list[dict[str, Any]]], str] | None:
         if source is None and self._chat_template is None:
             return None
+        from galley.chat.templates import ChatRenderer
+
         renderer = ChatRenderer.of(self._words(), source or self._chat_template)
         assert renderer is not None
         return renderer.render
@@ -748,6 +757,8 @@ class LLM(UnsupportedMethods):
 
     def get_tokenizer(self) -> ChatTokenizer:
         """The model's tokenizer. Raises InvalidRequest if none is loaded (skip_tokenizer_init)."""
+        from galley.chat.tokenizer import ChatTokenizer
+
         return ChatTokenizer(self._words(), self._chat_template)
 
     def _words(self) -> Tokenizer:
@@ -757,6 +768,8 @@ class LLM(UnsupportedMethods):
 
     def _renderer(self, content_format: ContentFormat = "auto") -> ChatRenderer:
         if content_format not in self._renderers:
+            from galley.chat.templates import ChatRenderer
+
             made = ChatRenderer.of(self._words(), self._chat_template, content_format)
             if made is None:
                 raise Unsupported(
@@ -778,6 +791,8 @@ class LLM(UnsupportedMethods):
 
         Empty with disable_log_stats=True.
         """
+        from galley.frontend.metric_values import read_metrics
+
         return read_metrics(self._registry)
 
     def start_profile(
@@ -874,7 +889,24 @@ class LLM(UnsupportedMethods):
         self.shutdown()
 
 
-def _tokenizer_of(config: EngineConfig, source: Source) -> Tokenizer | None:
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without collections of garbage: the start makes nothing but what lives on."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _tokenizer_of(
+    config: EngineConfig, source: Source, reading: threading.Event
+) -> Tokenizer | None:
+    """Make the tokenizer once weights are being read. A large vocabulary takes half a second, in
+    which the interpreter's lock is held: packing goes on without it, but cannot begin."""
+    reading.wait()
     if config.model.skip_tokenizer_init:
         return None
     return load_tokenizer(resolve_tokenizer(config.model, config.load, source))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,6 +51,7 @@ def assemble(
     source: Source | None = None,
     kv_files: KVFiles | None = None,
     adapters: Path | None = None,
+    on_read: Callable[[], None] | None = None,
 ) -> LoadedEngine:
     """Find and load the model, size the KV cache, connect the parts.
 
@@ -57,6 +59,7 @@ def assemble(
         source: of the model, where it has been resolved.
         kv_files: memory for a KV cache that outlives the engine.
         adapters: folder in which front ends put packed adapters.
+        on_read: called with each tensor that is read, by any thread.
 
     Raises:
         ConfigError: a flag does not fit this machine or this model.
@@ -74,7 +77,7 @@ def assemble(
         resolved = _with_num_blocks(resolved, block_index.num_blocks)
     memory = None if block_index is None else block_index.memory
     speculator = make_speculator(resolved, model_info, available)
-    with LoadProgress() as progress:
+    with LoadProgress(on_read) as progress:
         executor = build_executor(
             resolved,
             model_info,

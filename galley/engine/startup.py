@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from galley.config import EngineConfig, ModelInfo
@@ -28,15 +29,21 @@ class LoadProgress:
     log, with the speed and the time that is left.
 
     A context manager: leaving it removes the bar.
+
+    Args:
+        on_read: also called with each tensor.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_read: Callable[[], None] | None = None) -> None:
+        self._on_read = on_read
         self._start = time.perf_counter()
         self._due = self._start + PATIENCE
         self._terminal = sys.stderr.isatty()
         self._bar: Progress | None = None
 
     def __call__(self, done: int, total: int) -> None:
+        if self._on_read is not None:
+            self._on_read()
         now = time.perf_counter()
         if now < self._due:
             return

@@ -59,6 +59,9 @@ NOT_WEIGHTS = re.compile(
 
 #: Bytes for each number of a matrix while it is read: codes, a copy in order of rows, scales.
 _BYTES_UNPACKED = 4
+#: Threads beyond those that pack at the same time. A tokenizer that is made meanwhile holds the
+#: interpreter's lock for 0.3 s: so long, cores are busy only with packing that has begun.
+_MORE_THREADS = 8
 
 #: How many names an error lists before it says "and n more".
 MAX_NAMES_SHOWN = 8
@@ -173,7 +176,7 @@ class CheckpointWeights:
                 return self._make(matrix)
 
         wanted = [matrix for matrix in dict.fromkeys(matrices) if matrix not in self._made]
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(threads + _MORE_THREADS) as pool:
             futures = [pool.submit(make, matrix) for matrix in wanted]
             try:
                 for matrix, future in zip(wanted, futures, strict=True):
