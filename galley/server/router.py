@@ -143,7 +143,7 @@ def read_query(request: Request, type: type[Q]) -> Q:
     try:
         return msgspec.convert(values, type, strict=False)
     except msgspec.ValidationError as e:
-        message, name = explain(str(e))
+        message, name = explain(str(e), type)
         raise InvalidRequest(message, field=name) from e
 
 

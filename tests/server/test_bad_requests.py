@@ -70,6 +70,7 @@ BAD_CHAT: list[tuple[str, dict[str, Any]]] = [
     ("tools", {"tools": [{"type": "function", "function": {"name": ""}}]}),
     ("tools", {"tools": [{"type": "function", "function": {"parameters": {}}}]}),
     ("tools", {"tools": [{"type": "retrieval"}]}),
+    ("tools", {"tools": []}),
     ("tool_choice", {"tools": [{"type": "function", "function": {"name": "f"}}]}),
     ("tool_choice", {"tool_choice": "auto"}),
     ("tool_choice", {"tool_choice": "required"}),

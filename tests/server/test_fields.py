@@ -136,3 +136,24 @@ def test_what_is_no_whole_number_is_refused(given: Any) -> None:
     with pytest.raises(InvalidRequest) as refused:
         completions.reader.read(json.dumps(body).encode())
     assert refused.value.field == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (
+            {"tools": [{"type": "web_search"}]},
+            "tools[0].type: Invalid value 'web_search'; expected one of 'function', 'custom', "
+            "'namespace'.",
+        ),
+        (
+            {"tool_choice": {"type": "allowed_tools", "mode": "all", "tools": []}},
+            "tool_choice.mode: Invalid enum value 'all' (literal_error); expected one of 'auto', "
+            "'required'.",
+        ),
+    ],
+)
+def test_allowed_values_are_named(given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        responses.reader.read(json.dumps({"input": "hi", **given}).encode())
+    assert refused.value.message == sentence

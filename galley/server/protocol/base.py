@@ -17,7 +17,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import msgspec
 
 from galley.errors import InvalidRequest, Unsupported
-from galley.validation import locate
+from galley.validation import allowed_values, locate
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def _decode(decoder: Any, body: bytes, lax: Any = None) -> Any:
     try:
         return decoder.decode(body) if lax is None else _with_floats(decoder, body, lax)
     except msgspec.ValidationError as e:
-        message, field = explain(str(e))
+        message, field = explain(str(e), decoder.type)
         if "at `key` in" in str(e) and field is not None:
             message = _with_key(message, field, body)
         raise InvalidRequest(message, field=field) from e
@@ -181,9 +181,9 @@ _ERROR_TYPES = {
 _JSON_TYPES = {"bool": "boolean", "float": "number", "int": "integer", "str": "string"}
 
 
-def explain(message: str) -> tuple[str, str | None]:
-    """msgspec's sentence with the field in front, and JSON's names of types:
-    ("n: Expected `integer`, got `string`", "n").
+def explain(message: str, type: Any) -> tuple[str, str | None]:
+    """msgspec's sentence about a value of a type, with the field in front, the values that are
+    allowed, and JSON's names of types: ("n: Expected `integer`, got `string`.", "n").
     """
     message = re.sub(
         r"`[a-z| ]+`",
@@ -198,6 +198,8 @@ def explain(message: str) -> tuple[str, str | None]:
     what += "".join(f" ({name})" for part, name in _ERROR_TYPES.items() if part in what)
     if path is None:
         return f"The request body must be a JSON object: {message}.", None
+    if what.startswith("Invalid") and (allowed := allowed_values(type, path)):
+        what += f"; expected one of {', '.join(map(repr, allowed))}"
     field = path.replace("[...]", "")
     return f"{field}: {what}.", re.split(r"[.\[]", field)[0] or None
 

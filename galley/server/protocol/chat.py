@@ -41,7 +41,7 @@ class ChatFields(GenerationFields, kw_only=True):
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     return_prompt_text: bool | None = None
-    tools: list[ChatTool] | None = None
+    tools: Annotated[list[ChatTool], msgspec.Meta(min_length=1)] | None = None
     tool_choice: ChatToolChoice | None = None
     parallel_tool_calls: bool | None = True
     include_reasoning: bool = True
