@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from galley.llm import LLM
 
 DEFAULT_URL = "http://localhost:8000/v1"
+#: Seconds in which a server must list its models; what else listens on its port may never answer.
+_LISTING = 10
 Message = dict[str, str]
 
 
@@ -128,14 +130,16 @@ class HttpBackend:
         self.finish_reason: str | None = None
         self.name, self.limit = self._model(model)
 
-    def _request(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    def _request(
+        self, path: str, body: dict[str, Any] | None = None, timeout: float | None = None
+    ) -> Any:
         headers = {"Content-Type": "application/json"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, headers)
         try:
-            return urllib.request.urlopen(request)
+            return urllib.request.urlopen(request, timeout=timeout)
         except urllib.error.HTTPError as e:
             hint = ""
             if e.code == 401:
@@ -150,7 +154,7 @@ class HttpBackend:
 
     def _model(self, name: str | None) -> tuple[str, int | None]:
         """Name and length limit of the model: the one of that name, or the first."""
-        with self._request("/models") as reply:
+        with self._request("/models", timeout=_LISTING) as reply:
             models = json.load(reply).get("data") or []
         if name is not None:
             models = [m for m in models if m["id"] == name] or [{"id": name}]
