@@ -12,7 +12,8 @@ When a model is loaded, its results are compared with those of transformers' own
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -387,14 +388,12 @@ def _read_config(model_info: ModelInfo) -> PreTrainedConfig:
             f"{name}: neither Galley has it nor this release of transformers a model_type {kind!r}"
             f"{similar(name)}"
         )
-    try:
+    with _refusals(f"{name}: transformers refuses its config"):
         return CONFIG_MAPPING[kind].from_dict(values)
-    except Exception as error:  # whatever the library's own checks raise
-        raise ModelError(f"{name}: transformers refuses its config: {error}") from error
 
 
 def _from_config(config: PreTrainedConfig, model_info: ModelInfo) -> PreTrainedModel:
-    try:
+    with _refusals(f"{model_info.architecture}: transformers cannot make the model"):
         return cast(
             PreTrainedModel,
             AutoModelForCausalLM.from_config(
@@ -403,10 +402,15 @@ def _from_config(config: PreTrainedConfig, model_info: ModelInfo) -> PreTrainedM
                 attn_implementation="eager",
             ),
         )
-    except Exception as error:  # whatever the library's models raise for such a config
-        raise ModelError(
-            f"{model_info.architecture}: transformers cannot make the model: {error}"
-        ) from error
+
+
+@contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """Raise ModelError for whatever the library raises for a config."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelError(f"{what}: {error}") from error
 
 
 def _check_supported(model: PreTrainedModel) -> None:
