@@ -1,14 +1,14 @@
 """Predictions of `galley plan` beside servers of this machine: the table of docs/planning.md.
 
     python -m benchmarks.planning [--models 'built in,135M,135M int8,1B,3B'] [--streams 1,8,32,64]
+        [--passes 1] [--again]
     python -m benchmarks.planning --steps
 
 The built-in model (Q4_1), its shape with random weights in bf16 and int8, and the shapes of Llama
-3.2 1B and 3B in bf16. For each row a server with the plan's flags is measured, and the machine
-before and after it; a prediction is the mean of those for the two machines. At the end the rows in
-which these differ too much are measured again, up to twice, until REPEATING minutes have passed;
-the attempt in which they differ least is kept. Rows are kept in build/planning.json, from which the
-benchmark goes on (--again: from the start); with all of them the table in docs/planning.md is
+3.2 1B and 3B in bf16. Each row is a server with the plan's flags, as `galley plan --verify` serves
+it: loads between measurements of the machine, means of both; with --passes N each is served N
+times, and figures are means of all. What was measured is kept in build/planning.json, from which
+the benchmark goes on (--again: from the start); with all rows the table in docs/planning.md is
 written.
 
 With --steps nothing is served: the step model is compared with the operations of real steps, each
@@ -20,20 +20,16 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import msgspec
-
-from galley.cli.plan_verify import compared, measure, predicted_figures, sized
+from galley.cli.plan_verify import compared, machine_now, measure
 from galley.loader.source import default_model
-from galley.planning.calibrate import this_machine
-from galley.planning.machine import Machine
-from galley.planning.predict import Prediction, predict, step_model
-from galley.planning.program import PlannedModel, planned_model
+from galley.planning.predict import step_model
+from galley.planning.program import planned_model
 from galley.planning.simulate import Workload
 from galley.planning.step import StepLoad
 from galley.planning.steps import Shape, StepBench
@@ -42,9 +38,6 @@ ROOT = Path(__file__).parents[1]
 PAGE, KEPT = ROOT / "docs" / "planning.md", ROOT / "build" / "planning.json"
 BEGIN, END = "<!-- benchmarks.planning -->", "<!-- end -->"
 MODELS, STREAMS = ("built in", "135M", "135M int8", "1B", "3B"), (1, 8, 32, 64)
-#: A row is measured again if its two predictions differ by more than this factor: so often in all,
-#: and not later than so many minutes after the start.
-STEADY, ATTEMPTS, REPEATING = 1.15, 3, 9
 HEAD = (
     "| model | streams | in, out | memory, MB | tokens/s | TTFT, ms | ITL, ms | foreign cores "
     "| drift |",
@@ -90,17 +83,12 @@ def engine_flags(name: str, folder: Path) -> dict[str, Any]:
     return {**engine, "tokenizer": str(default_model()), **quantization}
 
 
-def calibrated(model: PlannedModel) -> Machine:
-    """This machine as it is now."""
-    return this_machine(model.formats, model.numbers, model.sizes, model.threads, fresh=True)
-
-
 def compare_steps(name: str) -> None:
     """Print predicted and measured milliseconds of some steps, host and sampling left out."""
     with tempfile.TemporaryDirectory(prefix="galley-plan-") as folder:
         engine = engine_flags(name, Path(folder))
         model = planned_model(engine)
-        steps = step_model(model, calibrated(model))
+        steps = step_model(model, machine_now(model))
         bench = StepBench(engine, SHAPES_OF_STEPS)
     for shape, found in bench.means(SHAPES_OF_STEPS).items():
         measured = sum(seconds for work, seconds in found if work.label != "sample")
@@ -130,39 +118,27 @@ def cells(row: dict[str, Any]) -> str:
     return f"| {names} | {' | '.join(shown)} | {row['foreign_cores']:.2f} | {row['drift']:.2f} |"
 
 
-def between(row: dict[str, Any], after: Prediction) -> dict[str, Any]:
-    """A row with the means of its predictions and those for the machine after it, and the largest
-    factor by which these differ in a figure."""
-    before, measured = ([f[key] for f in row["figures"]] for key in ("predicted", "measured"))
-    pairs = list(zip(before, predicted_figures(after), strict=True))
-    drift = max(max(pair) / min(pair) for pair in pairs[:4])
-    return {**row, "figures": compared([fmean(pair) for pair in pairs], measured), "drift": drift}
-
-
 def measured_rows(name: str, loads: list[Workload]) -> Iterator[dict[str, Any]]:
     """A row for each load of a model."""
     with tempfile.TemporaryDirectory(prefix="galley-plan-") as folder:
         engine = engine_flags(name, Path(folder))
         model = planned_model(engine)
-        machine = calibrated(model)
         for load in loads:
-            row = measure(model, machine, load, engine)
-            machine = calibrated(model)
-            after = predict(model, machine, load, sized(engine, load))
-            yield {**between(row, after), "name": name, "attempts": 1}
+            yield {**measure(model, load, engine), "name": name}
 
 
-def repeat_unsteady(rows: list[dict[str, Any]], latest: float) -> None:
-    """Measure rows again, those with the fewest attempts and then the largest drift first, until
-    none is left or `time.monotonic()` is `latest`."""
-    while time.monotonic() < latest and (
-        left := [r for r in rows if r["drift"] > STEADY and r["attempts"] < ATTEMPTS]
-    ):
-        row = min(left, key=lambda row: (row["attempts"], -row["drift"]))
-        [again] = measured_rows(row["name"], [msgspec.convert(row["workload"], Workload)])
-        best = min(row, again, key=lambda row: row["drift"])
-        rows[rows.index(row)] = {**best, "attempts": row["attempts"] + 1}
-        keep(rows, again)
+def mean(attempts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of several measurements of it."""
+    figures = list(zip(*(a["figures"] for a in attempts), strict=True))
+    predicted, measured = (
+        [fmean(f[key] for f in same) for same in figures] for key in ("predicted", "measured")
+    )
+    return {
+        **attempts[0],
+        "figures": compared(predicted, measured),
+        "foreign_cores": fmean(a["foreign_cores"] for a in attempts),
+        "drift": max(a["drift"] for a in attempts),
+    }
 
 
 def misses(rows: list[dict[str, Any]]) -> list[str]:
@@ -188,17 +164,11 @@ def write_table(rows: list[dict[str, Any]]) -> None:
     PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
 
 
-def keep(rows: list[dict[str, Any]], measured: dict[str, Any]) -> None:
-    """Write the file of all rows; print the one that has just been measured."""
-    print(cells(measured), flush=True)
-    KEPT.parent.mkdir(exist_ok=True)
-    KEPT.write_text(json.dumps(rows, indent=1))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--streams", default=",".join(map(str, STREAMS)))
+    parser.add_argument("--passes", type=int, default=1)
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--steps", action="store_true")
     given = parser.parse_args()
@@ -207,17 +177,24 @@ def main() -> None:
         for name in names:
             compare_steps(name)
         return
-    latest = time.monotonic() + 60 * REPEATING
-    rows = [] if given.again or not KEPT.exists() else json.loads(KEPT.read_text())
-    known = {(row["name"], row["workload"]["concurrency"]) for row in rows}
-    print("\n".join([*HEAD, *map(cells, rows)]), flush=True)
-    for name in names:
-        loads = [workload(name, int(count)) for count in given.streams.split(",")]
-        left = [load for load in loads if (name, load.concurrency) not in known]
-        for row in measured_rows(name, left) if left else ():
-            rows.append(row)
-            keep(rows, row)
-    repeat_unsteady(rows, latest)
+    kept: list[dict[str, Any]] = []
+    if KEPT.exists() and not given.again:
+        kept = json.loads(KEPT.read_text())
+    found: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+    for row in kept:
+        found[row["name"], row["workload"]["concurrency"]].append(row)
+    print(*HEAD, *map(cells, kept), sep="\n", flush=True)
+    for number in range(given.passes):
+        for name in names:
+            loads = [workload(name, int(count)) for count in given.streams.split(",")]
+            left = [load for load in loads if len(found[name, load.concurrency]) <= number]
+            for row in measured_rows(name, left) if left else ():
+                kept.append(row)
+                found[name, row["workload"]["concurrency"]].append(row)
+                print(cells(row), flush=True)
+                KEPT.parent.mkdir(exist_ok=True)
+                KEPT.write_text(json.dumps(kept, indent=1))
+    rows = [mean(same) for name in MODELS for n in STREAMS if (same := found[name, n])]
     if len(rows) == len(MODELS) * len(STREAMS):
         write_table(rows)
     if rows:

@@ -77,12 +77,11 @@ def main(argv: list[str]) -> int:
     from galley.planning.program import planned_model
 
     model = planned_model(engine)
-    machine = machine_of(flags, model)
     if flags.verify:
         from galley.cli.plan_verify import verify
 
-        return verify(model, machine, workload_of(flags), engine, flags.json)
-    facts = plan(flags, model, machine, engine)
+        return verify(model, workload_of(flags), engine, flags.json)
+    facts = plan(flags, model, machine_of(flags, model), engine)
     print(json.dumps(facts, indent=2) if flags.json else report(facts))
     return 0
 

@@ -6,11 +6,12 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -20,34 +21,67 @@ from galley.cli.bench.startup import connect, end, free_port, serve_command
 from galley.cli.bench.tables import print_table
 from galley.errors import ServerError
 from galley.planning.advice import pool_mib
+from galley.planning.calibrate import this_machine
 from galley.planning.machine import Machine
 from galley.planning.predict import Prediction, predict
 from galley.planning.program import PlannedModel
 from galley.planning.simulate import Workload
 
 FIGURES = ("memory, MB", "output tokens/s", "TTFT mean, ms", "ITL mean, ms", "ITL p99, ms")
+#: The load is sent again until it has been served for so many seconds, at most so often.
+_SERVED, _ROUNDS = 8.0, 3
+#: The host's time of a token, of the one that is planned: here the client computes on the same
+#: cores (11 µs a token, where the front end takes 52), and the front end adds ids (22 µs).
+_TOKEN = 1.64
 
 
-def verify(
-    model: PlannedModel, machine: Machine, workload: Workload, engine: dict[str, Any], as_json: bool
-) -> int:
-    row = measure(model, machine, workload, engine)
+def verify(model: PlannedModel, workload: Workload, engine: dict[str, Any], as_json: bool) -> int:
+    row = measure(model, workload, engine)
     if as_json:
         print(json.dumps(row, indent=2))
         return 0
     print_table(f"{row['model']}, {workload.concurrency} at once", row["figures"])
     print(f"Other processes used {row['foreign_cores']:.2f} cores meanwhile.")
+    print(f"The machine's speed, measured before and after, changed by {row['drift'] - 1:.0%}.")
     return 0
 
 
+def machine_now(model: PlannedModel) -> Machine:
+    """This machine, measured with the model's formats and sizes, as it is beside a client."""
+    machine = this_machine(model.formats, model.numbers, model.sizes, model.threads, fresh=True)
+    return msgspec.structs.replace(machine, row_seconds=_TOKEN * machine.row_seconds)
+
+
 def measure(
-    model: PlannedModel, machine: Machine, workload: Workload, engine: dict[str, Any]
+    model: PlannedModel,
+    workload: Workload,
+    engine: dict[str, Any],
+    machine: Callable[[PlannedModel], Machine] = machine_now,
 ) -> dict[str, Any]:
-    """Serve the model as planned and send it the workload: predicted and measured figures."""
+    """Serve the model as planned, send it the workload, and measure the machine before and after.
+
+    A load of few seconds is sent several times, with a measurement of the machine after each: the
+    speed of a virtual machine changes within seconds. Figures are means; `drift` is the largest
+    ratio of two predictions of the throughput.
+    """
     engine = sized(engine, workload)
-    predicted = predict(model, machine, workload, engine)
-    with serving(engine, predicted) as (port, pid):
-        return run(port, pid, predicted, engine.get("tokenizer"))
+    predictions = [predict(model, machine(model), workload, engine)]
+    loads: list[Served] = []
+    with serving(engine, predictions[0]) as (port, pid):
+        while len(loads) < _ROUNDS and sum(load.seconds for load in loads) < _SERVED:
+            loads.append(run(port, pid, workload, engine.get("tokenizer"), len(loads)))
+            predictions.append(predict(model, machine(model), workload, engine))
+    speeds = [predicted.output_tokens for predicted in predictions]
+    return {
+        "model": predictions[0].model,
+        "workload": msgspec.to_builtins(workload),
+        "foreign_cores": fmean(load.foreign_cores for load in loads),
+        "drift": max(speeds) / min(speeds),
+        "figures": compared(
+            [fmean(values) for values in zip(*map(predicted_figures, predictions), strict=True)],
+            [fmean(values) for values in zip(*(load.figures for load in loads), strict=True)],
+        ),
+    }
 
 
 def sized(engine: dict[str, Any], workload: Workload) -> dict[str, Any]:
@@ -56,9 +90,16 @@ def sized(engine: dict[str, Any], workload: Workload) -> dict[str, Any]:
     return {**sizes, "max_num_seqs": workload.concurrency, **engine}
 
 
-def run(port: int, pid: int, predicted: Prediction, tokenizer: str | None) -> dict[str, Any]:
-    """One workload against the server of these processes."""
-    workload = predicted.workload
+class Served(NamedTuple):
+    """Figures of a load, in the order of FIGURES; cores that other processes used meanwhile."""
+
+    seconds: float
+    foreign_cores: float
+    figures: list[float]
+
+
+def run(port: int, pid: int, workload: Workload, tokenizer: str | None, number: int) -> Served:
+    """Send a workload to the server of these processes, with prompts that depend on `number`."""
     settings = read_settings(
         [
             *("--port", str(port), "--max-concurrency", str(workload.concurrency)),
@@ -74,24 +115,18 @@ def run(port: int, pid: int, predicted: Prediction, tokenizer: str | None) -> di
     bench = Bench(settings, settings.base_url)
     prompts = Prompts(settings, bench)
     bench.warm_up([replace(sample, output_len=2) for sample in prompts.warm_up()])
-    samples = prompts.round(0)
+    samples = prompts.round(number)
     before, own = process.machine_busy(), process.tree_usage(pid).cpu
     begin = time.perf_counter()
-    result, outcome = bench.measure(samples, 0)
+    result, outcome = bench.measure(samples, number)
     wall = time.perf_counter() - begin
-    usage = process.tree_usage(pid)
-    client = outcome.client_cpu
-    foreign = process.machine_busy() - before - (usage.cpu - own) - client
+    used = process.tree_usage(pid).cpu - own + outcome.client_cpu
+    foreign = process.machine_busy() - before - used
     if result["failed"]:
         raise ServerError(f"{result['failed']} requests failed: {outcome.outcomes[0].error}")
     latencies = (result[name] for name in ("mean_ttft_ms", "mean_tpot_ms", "p99_itl_ms"))
     measured = [resident(pid) / 1e6, result["output_throughput"], *latencies]
-    return {
-        "model": predicted.model,
-        "workload": msgspec.to_builtins(workload),
-        "foreign_cores": max(foreign, 0.0) / wall,
-        "figures": compared(predicted_figures(predicted), measured),
-    }
+    return Served(wall, max(foreign, 0.0) / wall, measured)
 
 
 def predicted_figures(predicted: Prediction) -> list[float]:

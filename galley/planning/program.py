@@ -34,11 +34,7 @@ _LARGE_PAGE = 2 << 20
 
 
 class Sizes(NamedTuple):
-    """Sizes of a model, as far as the speed of its kernels depends on them.
-
-    Attributes:
-        mapped: whether its weights are a mapped file, in small pages.
-    """
+    """Sizes of a model, as far as the speed of its kernels depends on them."""
 
     hidden: int
     intermediate: int
@@ -47,7 +43,6 @@ class Sizes(NamedTuple):
     head_dim: int
     layers: int
     vocab: int
-    mapped: bool = False
 
 
 class PlannedModel(msgspec.Struct, frozen=True):
@@ -59,7 +54,6 @@ class PlannedModel(msgspec.Struct, frozen=True):
         weight_bytes: of the packed weights.
         numbers, layout: of the KV cache.
         threads: that an engine would compute with on this machine.
-        mapped: an engine would map its packed weights from a file.
         has_weights: the checkpoint is here; otherwise only its config is known, and weights of a
             quantised checkpoint are taken to be 16 bits.
     """
@@ -72,7 +66,6 @@ class PlannedModel(msgspec.Struct, frozen=True):
     layout: KVLayout
     footprint: Footprint
     threads: int
-    mapped: bool
     has_weights: bool
 
     @property
@@ -107,10 +100,10 @@ class PlannedModel(msgspec.Struct, frozen=True):
         layers = [n for n in self.nodes if n.op == "attention" and isinstance(n.layer, KVLayer)]
         if not layers:
             heads = max(self.hidden // 64, 1)
-            return Sizes(self.hidden, inner, heads, 1, 64, 8, vocab, self.mapped)
+            return Sizes(self.hidden, inner, heads, 1, 64, 8, vocab)
         kv = cast(KVLayer, layers[0].layer)
         of_heads = layers[0].ints["heads"], kv.kv_heads, kv.head_dim
-        return Sizes(self.hidden, inner, *of_heads, len(layers), vocab, self.mapped)
+        return Sizes(self.hidden, inner, *of_heads, len(layers), vocab)
 
     def activation_bytes(self, limits: StepLimits) -> int:
         """Buffers of the largest step, as the CPU backend lays them out."""
@@ -176,7 +169,6 @@ def planned_model(engine: dict[str, Any]) -> PlannedModel:
         layout=kv_layout(layers, numbers, config.cache.block_size, config.cache.state_interval),
         footprint=measure(info),
         threads=config.device.num_threads or usable_cores(),
-        mapped=config.load.weight_cache and config.load.load_format != "dummy",
         has_weights=has_weights,
     )
 

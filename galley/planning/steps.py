@@ -122,15 +122,13 @@ class SyntheticSteps:
         executable = backend.build(model, StepLimits(tokens, rows, rows))
         assert isinstance(executable, CpuExecutable)
         self.executable = executable
-        per_row = -(-longest // BLOCK_SIZE)
         layout = executable.kv_layout(BLOCK_SIZE)
-        self.table = RequestTable(rows, per_row * BLOCK_SIZE, layout.groups)
-        blocks = self.table.block_tables.size
+        self.table = RequestTable(rows, -(-longest // BLOCK_SIZE) * BLOCK_SIZE, layout.groups)
+        blocks = max(self._blocks(shape).size for shape in shapes)
         self.executable.allocate_kv(1 + blocks, layout, written_zeros)
         self.kv_bytes_per_token = layout.bytes_per_token
         with_tokens = sum(isinstance(layer, KVLayer) for layer in self.kv_layers)
         self.cache = Cache(self.kv_bytes_per_token / max(with_tokens, 1), numbers)
-        self.table.block_tables.ravel()[:] = np.arange(1, 1 + blocks)
         rng = np.random.default_rng(0)
         self.table.token_ids[:] = rng.integers(0, model.vocab_size, (rows, 1))
         self._sampling = SamplingTable(rows, model.vocab_size, 0)
@@ -141,12 +139,20 @@ class SyntheticSteps:
         rows = shape.rows
         self.table.num_computed[:rows] = shape.context
         self.table.num_tokens[:rows] = self.table.num_prompt[:rows] = shape.context + shape.new
+        blocks = self._blocks(shape)
+        blocks[:] = np.arange(1, 1 + blocks.size).reshape(blocks.shape)
         return Columns(
             np.arange(rows, dtype=np.int32),
             np.full(rows, shape.new, np.int32),
             np.ones(rows, np.int32),
             np.ones(rows, np.int32),
         )
+
+    def _blocks(self, shape: Shape) -> I32:
+        """The part of the block tables that a step of this shape uses."""
+        length = shape.context + shape.new
+        width = max((group.table_width(length) for group in self.table.groups), default=0)
+        return self.table.block_tables[:, : shape.rows, :width]
 
     def seconds(self, shape: Shape, repetitions: int) -> list[float]:
         """Seconds of whole steps, forward and sampling. The first step, a warm-up, is left out."""

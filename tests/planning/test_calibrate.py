@@ -56,8 +56,7 @@ def test_a_large_model_is_measured_by_few_layers(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.usefixtures("quick")
 def test_a_damaged_file_is_measured_again(tmp_path: Path) -> None:
-    mapped = SIZES._replace(mapped=True)
-    calibrate.this_machine(FORMATS[:1], NUMBERS, mapped, threads=1)
+    calibrate.this_machine(FORMATS[:1], NUMBERS, SIZES, threads=1)
     [path] = tmp_path.iterdir()
     path.write_text("{")
-    assert calibrate.this_machine(FORMATS[:1], NUMBERS, mapped, threads=1).rates["bf16"]
+    assert calibrate.this_machine(FORMATS[:1], NUMBERS, SIZES, threads=1).rates["bf16"]

@@ -12,7 +12,9 @@ from tests.small_model import small_model
 def test_predicted_and_measured() -> None:
     engine = {"model": str(small_model()), "num_threads": 1}
     machine = Machine("m", "m", 2**32, 1e10, {"f32": 1e11})
-    row = measure(planned_model(engine), machine, Workload(48, 8, 2, requests=4), engine)
+    row = measure(
+        planned_model(engine), Workload(48, 8, 2, requests=4), engine, lambda model: machine
+    )
     figures = {figure[""]: figure for figure in row["figures"]}
     assert set(figures) == {
         *("memory, MB", "output tokens/s", "TTFT mean, ms", "ITL mean, ms", "ITL p99, ms")
@@ -20,3 +22,4 @@ def test_predicted_and_measured() -> None:
     assert all(figure["measured"] > 0 for figure in figures.values())
     assert 0.75 < figures["memory, MB"]["ratio"] < 1.25
     assert row["foreign_cores"] >= 0
+    assert row["drift"] == 1
