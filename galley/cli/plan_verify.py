@@ -29,7 +29,7 @@ from galley.planning.simulate import Workload
 
 FIGURES = ("memory, MB", "output tokens/s", "TTFT mean, ms", "ITL mean, ms", "ITL p99, ms")
 #: The load is sent again until it has been served for so many seconds, at most so often.
-_SERVED, _ROUNDS = 8.0, 3
+_SERVED, _ROUNDS = 6.0, 3
 #: The host's time of a token, of the one that is planned: here the client computes on the same
 #: cores (11 µs a token, where the front end takes 52), and the front end adds ids (22 µs).
 _TOKEN = 1.64

@@ -38,7 +38,7 @@ BLOCK_SIZE = 16
 #: least so many steps.
 _WARM, _TIMED, _REPETITIONS = 0.02, 0.02, 1
 #: Fewest rounds, and seconds after which no further one begins.
-_ROUNDS, _SECONDS = 4, 2.5
+_ROUNDS, _SECONDS = 3, 2.5
 
 
 @dataclass(frozen=True)
