@@ -10,6 +10,7 @@
 
 #include "blocks.h"
 #include "draft_index.h"
+#include "draft_lengths.h"
 #include "pack.h"
 #include "program.h"
 #include "rope.h"
@@ -312,7 +313,7 @@ void bind_drafts(nb::module_& m) {
                          int32_t width, uint64_t counts, uint64_t matches, uint64_t ids) {
         auto out = [](uint64_t address) { return reinterpret_cast<int32_t*>(mutable_at(address)); };
         self.propose(at<int32_t>(tokens), stride, at<int32_t>(lengths), at<int64_t>(handles),
-                     at<int64_t>(scopes), at<int32_t>(slots), n, at<int32_t>(most), width,
+                     at<int64_t>(scopes), at<int64_t>(slots), n, at<int32_t>(most), width,
                      out(counts), out(matches), out(ids));
       }, "tokens"_a, "stride"_a, "lengths"_a, "handles"_a, "scopes"_a, "slots"_a, "n"_a, "most"_a,
          "width"_a, "counts"_a, "matches"_a, "ids"_a, "Drafts of n slots.")
@@ -321,6 +322,29 @@ void bind_drafts(nb::module_& m) {
       }, "text"_a, "length"_a, "scope"_a, "Add int32 tokens to the corpus.")
       .def("clear", &DraftIndex::clear, "slot"_a, "Forget the text of a slot.")
       .def("clear_corpus", &DraftIndex::clear_corpus, "Forget all texts that were added.");
+  nb::class_<StepCosts>(m, "StepCosts", "Seconds of steps by their tokens; see csrc/draft_lengths.h.")
+      .def(nb::init<int64_t>(), "most"_a)
+      .def("record", &StepCosts::record, "tokens"_a, "seconds"_a, "drafts"_a, "A step took so long.")
+      .def("is_fresh", &StepCosts::is_fresh, "tokens"_a, "Whether a step was measured lately.")
+      .def("known", &StepCosts::known, "tokens"_a, "Seconds as measured, or 0.")
+      .def("curve", &StepCosts::curve, "tokens"_a, "more"_a, "Seconds of tokens ... tokens + more.");
+  nb::class_<DraftLengths>(m, "DraftLengths", "How many drafts pay; see csrc/draft_lengths.h.")
+      .def(nb::init<int64_t, int64_t, int64_t, int64_t>(), "num_slots"_a, "width"_a, "num_levels"_a,
+           "most"_a)
+      .def("clear", &DraftLengths::clear, "slot"_a, "A sequence leaves its slot.")
+      .def("record", &DraftLengths::record, "tokens"_a, "seconds"_a, "drafts"_a,
+           "A step took so long.")
+      .def("observe", [](DraftLengths& self, uint64_t tokens, int64_t stride, uint64_t lengths,
+                         uint64_t slots, int64_t n) {
+        self.observe(at<int32_t>(tokens), stride, at<int32_t>(lengths), at<int64_t>(slots), n);
+      }, "tokens"_a, "stride"_a, "lengths"_a, "slots"_a, "n"_a, "Compare proposals with tokens.")
+      .def("choose", [](DraftLengths& self, uint64_t lengths, uint64_t slots, int64_t n, uint64_t counts,
+                        uint64_t ids, uint64_t levels, int64_t num_rows, double seconds, uint64_t chosen) {
+        const ProposedDrafts drafts{at<int32_t>(counts), at<int32_t>(ids), at<int32_t>(levels)};
+        return self.choose(at<int32_t>(lengths), at<int64_t>(slots), n, drafts, num_rows, seconds,
+                           reinterpret_cast<int32_t*>(mutable_at(chosen)));
+      }, "lengths"_a, "slots"_a, "n"_a, "counts"_a, "ids"_a, "levels"_a, "num_rows"_a, "seconds"_a,
+         "chosen"_a, "Drafts that n slots take.");
 }
 
 }  // namespace

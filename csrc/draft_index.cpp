@@ -197,7 +197,7 @@ int32_t DraftIndex::draft(int32_t length, int32_t most, int32_t* ids, int32_t* m
 }
 
 void DraftIndex::propose(const int32_t* tokens, int64_t stride, const int32_t* lengths,
-                         const int64_t* handles, const int64_t* scopes, const int32_t* slots,
+                         const int64_t* handles, const int64_t* scopes, const int64_t* slots,
                          int64_t n, const int32_t* most, int32_t width, int32_t* counts,
                          int32_t* matches, int32_t* ids) {
   for (int64_t i = 0; i < n; i++) {

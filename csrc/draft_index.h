@@ -76,7 +76,7 @@ class DraftIndex {
   // counts and matches (tokens that matched, 0 = no draft) [n] and ids [n][width]. Drafts behind
   // a changed token report `kResumed` matching tokens.
   void propose(const int32_t* tokens, int64_t stride, const int32_t* lengths, const int64_t* handles,
-               const int64_t* scopes, const int32_t* slots, int64_t n, const int32_t* most,
+               const int64_t* scopes, const int64_t* slots, int64_t n, const int32_t* most,
                int32_t width, int32_t* counts, int32_t* matches, int32_t* ids);
   // Add a text to the corpus.
   void add(const int32_t* text, int64_t length, int64_t scope);

@@ -19,7 +19,7 @@ lie behind the known tokens, and a draft is accepted if it is the token sampled 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -44,6 +44,8 @@ def ragged_positions(counts: I32, starts: I32) -> I32:
 
     counts 2 1 3, starts 7 0 4:   | 7 8 | 0 | 4 5 6 |
     """
+    if len(counts) == 1:  # of one stream, where a step takes least time
+        return np.arange(starts[0], starts[0] + counts[0], dtype=np.int32)
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
     positions: I32 = np.arange(total, dtype=np.int32) - np.repeat(ends - counts - starts, counts)
@@ -132,8 +134,8 @@ class StepPlan(msgspec.Struct):
         copy_src, copy_dst: [c] block copies, done before the forward pass.
         forced_slots, forced_counts, forced_ids: [f], [f] and [sum], tokens that were appended to
             these slots without being sampled (`StepResult.num_forced`): `apply_plan` appends them.
-        draft_indptr, draft_ids: ragged draft tokens per row, [n + 1] and [sum]; empty = none.
-            `apply_plan` writes them behind the known tokens.
+        draft_ids: ragged draft tokens of the rows, `num_drafts` of each; empty = none. `apply_plan`
+            writes them behind the known tokens.
         masked_logits: logit rows whose sampling is restricted by a mask, which comes separately
             (`Handle.sample`); ascending.
     """
@@ -156,10 +158,14 @@ class StepPlan(msgspec.Struct):
     forced_slots: I32 = EMPTY_I32
     forced_counts: I32 = EMPTY_I32
     forced_ids: I32 = EMPTY_I32
-    draft_indptr: I32 = EMPTY_I32
     draft_ids: I32 = EMPTY_I32
     masked_logits: I32 = EMPTY_I32
     connector: dict[str, Any] | None = None
+
+    @property
+    def num_drafts(self) -> I32:
+        """[n] drafts of each row."""
+        return accepted_drafts(self.num_sampled)
 
 
 class LogprobColumns(msgspec.Struct):
@@ -237,14 +243,18 @@ class StepResult(msgspec.Struct):
     errors: dict[int, Failure] = {}
 
 
-def accepted_drafts(plan: StepPlan, num_sampled: I32) -> I32:
-    """Accepted drafts of each row, [n], of a plan with drafts.
-
-    Args:
-        num_sampled: [n] sampled tokens of each that count.
-    """
-    accepted: I32 = np.minimum(np.diff(plan.draft_indptr), np.maximum(num_sampled - 1, 0))
+def accepted_drafts(num_sampled: I32) -> I32:
+    """Accepted drafts of each row, [n], of which so many sampled tokens count."""
+    accepted: I32 = np.maximum(num_sampled - 1, 0)
     return accepted
+
+
+class TableAddresses(NamedTuple):
+    """Where the columns of a table lie that native code reads beside a step."""
+
+    token_ids: int
+    num_tokens: int
+    handles: int
 
 
 class RequestTable:
@@ -268,6 +278,8 @@ class RequestTable:
         self.block_tables: I32 = np.zeros((len(groups), num_slots, most_blocks), np.int32)
         self.num_blocks: I32 = np.zeros((len(groups), num_slots), np.int32)
         self.handles: NDArray[np.int64] = np.zeros(num_slots, np.int64)
+        read = self.token_ids, self.num_tokens, self.handles
+        self.addresses = TableAddresses(*(column.ctypes.data for column in read))
         self.params: list[SamplingParams | PoolingParams | None] = [None] * num_slots
 
     def clear_slot(self, slot: int) -> None:
@@ -305,7 +317,7 @@ class RequestTable:
                 table[s, i] = plan.block_ids[of]
                 np.maximum.at(self.num_blocks[g], s, i + 1)
         if len(plan.draft_ids):
-            self.write_tokens(plan.slots, np.diff(plan.draft_indptr), plan.draft_ids)
+            self.write_tokens(plan.slots, plan.num_drafts, plan.draft_ids)
 
     def write_tokens(self, slots: NDArray[Any], counts: I32, token_ids: I32) -> None:
         """Write counts[i] tokens behind the known ones of slots[i]; lengths stay."""
@@ -316,13 +328,11 @@ class RequestTable:
         """Advance lengths and append the sampled tokens."""
         slots = plan.slots.astype(np.intp)
         counts = result.num_sampled
-        if len(plan.draft_ids):
-            # Tokens computed for rejected drafts do not count.
+        num_new = plan.num_new
+        if len(plan.draft_ids):  # tokens computed for rejected drafts do not count
             sampled = counts - result.num_forced if len(result.num_forced) else counts
-            rejected = np.diff(plan.draft_indptr) - accepted_drafts(plan, sampled)
-            self.num_computed[slots] += plan.num_new - rejected
-        else:
-            self.num_computed[slots] += plan.num_new
+            num_new = num_new - (plan.num_drafts - accepted_drafts(sampled))
+        self.num_computed[slots] += num_new
         total = len(result.token_ids)
         if not total:
             return

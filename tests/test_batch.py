@@ -77,7 +77,6 @@ def test_a_plan_survives_its_bytes() -> None:
         block_slots=i32(3, 3),
         block_indices=i32(0, 0),
         block_ids=i32(9, 10),
-        draft_indptr=i32(0, 0, 2),
         draft_ids=i32(4, 5),
     )
     assert_same(decode_plan(encode_plan(full)), full)
@@ -128,9 +127,8 @@ def test_rejected_drafts_do_not_count_as_computed() -> None:
         1,
         [0, 1, 2],
         [4, 4, 1],
-        [1, 1, 1],
+        [4, 4, 1],
         new_rows=rows,
-        draft_indptr=i32(0, 3, 6, 6),
         draft_ids=i32(10, 11, 12, 20, 21, 22),
     )
     table.apply_plan(step)

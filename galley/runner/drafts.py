@@ -6,6 +6,8 @@ changes an answer, only how many steps it takes.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,17 +28,17 @@ def verify(plan: StepPlan, token_ids: I32) -> tuple[I32, NDArray[np.bool_]]:
     Returns:
         num_accepted [n], which is 0 where a row's first sample is -1, and a mask [s].
     """
-    counts = plan.num_sampled
-    sampling = np.flatnonzero(counts)
-    starts = np.cumsum(counts) - counts
-    last = np.zeros(len(token_ids), np.bool_)
-    last[(starts + counts - 1)[sampling]] = True
-    stops = last.copy()
-    stops[~last] = token_ids[~last] != plan.draft_ids
-    candidates = np.flatnonzero(stops)
-    ends = candidates[np.searchsorted(candidates, starts[sampling])]
-    num_accepted = np.zeros(len(counts), np.int32)
-    # A row that fails at a draft's position ends before it; the next step finds out again.
-    num_accepted[sampling] = ends - starts[sampling] + (token_ids[ends] >= 0)
-    offsets = np.arange(len(token_ids)) - np.repeat(starts, counts)
-    return num_accepted, offsets < np.repeat(num_accepted, counts)
+    # Behind a forward pass, which has emptied the caches, a loop takes less time than arrays.
+    samples, drafts = token_ids.tolist(), iter(plan.draft_ids.tolist())
+    num_accepted: list[int] = []
+    mask: list[bool] = []
+    for count in plan.num_sampled.tolist():
+        start, expected = len(mask), list(itertools.islice(drafts, max(count - 1, 0)))
+        accepted = 0
+        while accepted < len(expected) and samples[start + accepted] == expected[accepted]:
+            accepted += 1
+        # A row that fails at a draft's position ends before it; the next step finds out again.
+        accepted += count > 0 and samples[start + accepted] >= 0
+        num_accepted.append(accepted)
+        mask += [True] * accepted + [False] * (count - accepted)
+    return np.array(num_accepted, np.int32), np.array(mask, np.bool_)

@@ -79,7 +79,8 @@ def step_result(step: SampledStep, table: RequestTable, sampling: SamplingTable)
     if len(plan.draft_ids):
         num_sampled, accepted = verify(plan, token_ids)
     if step.failed or not accepted.all():
-        accepted &= ~np.isin(sampled.rows, list(step.failed))
+        if step.failed:
+            accepted &= ~np.isin(sampled.rows, list(step.failed))
         accepted_rows = np.bincount(sampled.rows[accepted], minlength=len(plan.slots))
         num_sampled = accepted_rows.astype(np.int32)
         errors = {

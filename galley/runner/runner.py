@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import mmap
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -69,7 +68,6 @@ class _Pending(msgspec.Struct):
         ruled: those with masks, biases or processors.
         processed: those whose processors must run between forward pass and sampling.
         done: whether sampling was part of the forward pass.
-        seconds: that the forward pass took, and taking drafts back from states.
         masks: masks and biases of the sampling.
         raw: logits [sampled, V] before --logits-processors, where they are asked for.
     """
@@ -80,7 +78,6 @@ class _Pending(msgspec.Struct):
     processed: SampledRows
     done: bool
     masks: LogitMasks | None = None
-    seconds: float = 0.0
     raw: NDArray[np.float32] | None = None
 
 
@@ -269,9 +266,7 @@ class Runner:
         if done:
             self._set_masks(self._pending, None)
         adapted = self._adapters is not None and self._adapters.any_of(plan.slots)
-        begin = perf_counter()
         self._executable.run(plan, sample=done, adapted=adapted)
-        self._pending.seconds = perf_counter() - begin
 
     def _clear(self, slot: int) -> None:
         self._sampling.clear(slot)
@@ -316,13 +311,11 @@ class Runner:
         if self._adapters is not None and self._adapters.errors:
             result.errors |= self._adapters.errors
         if self._rewinds and len(plan.draft_ids):
-            begin = perf_counter()
-            num_kept = accepted_drafts(plan, result.num_sampled)
-            if (num_kept < np.diff(plan.draft_indptr)).any():
+            num_kept = accepted_drafts(result.num_sampled)
+            if (num_kept < plan.num_drafts).any():
                 executable.rewind(plan, num_kept)
-            pending.seconds += perf_counter() - begin
         if self._speculator is not None:
-            self._speculator.stepped(plan, pending.seconds if pending.done else None)
+            self._speculator.stepped(plan)
         self.table.apply_result(plan, result)
         if self._speculator is not None:
             self._propose(self._speculator, plan, result)
@@ -351,11 +344,10 @@ class Runner:
 
     def _propose(self, speculator: Speculator, plan: StepPlan, result: StepResult) -> None:
         """Add drafts for the next step; not for rows whose processors would see them."""
-        slots = plan.slots.astype(np.intp)
         eligible = result.num_sampled > 0
         if self._sampling.rules:
-            eligible &= ~self._sampling.has_processors[slots]
-        result.drafts_indptr, result.drafts_ids = speculator.propose(self.table, slots, eligible)
+            eligible &= ~self._sampling.has_processors[plan.slots]
+        result.drafts_indptr, result.drafts_ids = speculator.propose(self.table, plan, eligible)
 
     def reset(self) -> None:
         """Drop all requests: every slot is empty, as at the start."""

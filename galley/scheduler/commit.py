@@ -78,11 +78,16 @@ def find_ends(
         done: its token_ids after an end are dropped where a row yielded several.
         slots: [k] slots of the rows that yielded tokens, `counts` [k] tokens of each.
     """
-    if len(done.token_ids) != len(slots):
-        return _find_ends_ragged(done, slots, counts, table, running)
     lengths = table.num_tokens[slots]
     over = lengths >= running.limits[slots]
-    hits = running.stop_ids[slots] == done.token_ids[:, None]
+    ragged = len(done.token_ids) != len(slots)
+    stop_ids = running.stop_ids[np.repeat(slots, counts) if ragged else slots]
+    hits = stop_ids == done.token_ids[:, None]
+    if ragged:
+        done.counts = counts
+        if running.watched or np.count_nonzero(over) or np.count_nonzero(hits):
+            return _find_ends_ragged(done, slots, counts, hits.any(1), table, running)
+        return []
     if np.count_nonzero(hits):
         over |= hits.any(1)
     rows = over.nonzero()[0].tolist()
@@ -119,17 +124,20 @@ def _find_ends_ragged(
     done: CommittedStep,
     slots: NDArray[np.intp],
     counts: I32,
+    stops: NDArray[np.bool_],
     table: RequestTable,
     running: Running,
 ) -> list[SequenceEnd]:
-    """Rows with several tokens: those after the first end are dropped."""
+    """Rows with several tokens: those after the first end are dropped.
+
+    Args:
+        stops: [tokens] whether each is a stop token of its row.
+    """
     rows = np.repeat(np.arange(len(slots)), counts)
     slot_of = slots[rows]
     # lengths[i]: tokens of the sequence up to and including token i of the step.
     lengths = ragged_positions(counts, table.num_tokens[slots] - counts + 1)
-    ending = (lengths >= running.limits[slot_of]) | (
-        running.stop_ids[slot_of] == done.token_ids[:, None]
-    ).any(1)
+    ending = stops | (lengths >= running.limits[slot_of])
     if running.watched:
         ending |= np.isin(slot_of, list(running.watched))
     ends: dict[int, SequenceEnd] = {}

@@ -19,32 +19,35 @@ class DraftCounts:
     def __init__(self) -> None:
         self.num_accepted = self.num_rejected = 0
         self._rows = self._tokens = 0
-        self._accepted: NDArray[np.int64] = np.zeros(0, np.int64)
+        #: [k] rows that accepted exactly k drafts
+        self._exactly: NDArray[np.int64] = np.zeros(1, np.int64)
 
     def add(self, plan: StepPlan, result: StepResult) -> I32:
         """Count a step with drafts; returns the computed and accepted ones of each row, [n, 2]."""
-        drafts = np.diff(plan.draft_indptr)
         sampled = result.num_sampled
         if len(result.num_forced):
             sampled = sampled - result.num_forced
-        accepted = accepted_drafts(plan, sampled)
-        self.num_accepted += int(accepted.sum())
-        self.num_rejected += int((drafts - accepted).sum())
+        drafts, accepted = plan.num_drafts, accepted_drafts(sampled)
+        right = int(accepted.sum())
+        self.num_accepted += right
+        self.num_rejected += len(plan.draft_ids) - right
         self._rows += int(np.count_nonzero(drafts))
-        self._tokens += int(drafts.sum())
+        self._tokens += len(plan.draft_ids)
         longest = int(drafts.max())
-        if longest > len(self._accepted):
-            self._accepted = np.pad(self._accepted, (0, longest - len(self._accepted)))
-        # A row that accepts k drafts accepts those at places 0 … k - 1.
-        exactly = np.bincount(accepted, minlength=longest + 1)
-        self._accepted[:longest] += exactly[::-1].cumsum()[::-1][1 : longest + 1]
-        return np.stack((drafts, accepted), axis=1)
+        if longest >= len(self._exactly):
+            self._exactly = np.pad(self._exactly, (0, longest + 1 - len(self._exactly)))
+        self._exactly += np.bincount(accepted, minlength=len(self._exactly))
+        each = np.empty((len(drafts), 2), np.int32)
+        each[:, 0], each[:, 1] = drafts, accepted
+        return each
 
     def take(self) -> DraftStats | None:
         """The counts; None if there are none."""
         if not self._tokens:
             return None
-        taken = DraftStats(self._rows, self._tokens, self._accepted.tolist())
+        # A row that accepts k drafts accepts those at places 0 … k - 1.
+        accepted = self._exactly[::-1].cumsum()[::-1][1:]
+        taken = DraftStats(self._rows, self._tokens, accepted.tolist())
         self._rows = self._tokens = 0
-        self._accepted[:] = 0
+        self._exactly[:] = 0
         return taken

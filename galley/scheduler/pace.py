@@ -4,8 +4,6 @@ so far.
 
 from __future__ import annotations
 
-from galley.spec.costs import mean_without_pauses
-
 #: Tokens of prompts beside decoding rows before any step has been measured.
 START = 64
 #: Fewest tokens; also the unit: what the kernels compute at once.
@@ -85,3 +83,10 @@ class StepPace:
             seconds = target - self._decode
             self._allowed = max(int(seconds / self._token) // UNIT, 1) * UNIT
         return self._allowed
+
+
+def mean_without_pauses(known: float, measured: float, weight: float) -> float:
+    """A running average with a new measurement. A pause of the machine, which is no property of the
+    step, counts as twice the average at most.
+    """
+    return known + weight * (min(max(measured, known / 2), known * 2) - known)

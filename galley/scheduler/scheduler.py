@@ -231,9 +231,6 @@ class Scheduler:
         self._in_flight = True
         groups, slots, indices, ids = self.kv.take_changes()
         unsent, unsent_counts, unsent_ids = self._unsent_columns()
-        draft_indptr, draft_ids = EMPTY_I32, EMPTY_I32
-        if self.running.has_drafts:
-            draft_indptr, draft_ids = self._draft_columns(columns)
         return StepPlan(
             step=self.step,
             slots=columns.slots.astype(np.int32),
@@ -251,8 +248,7 @@ class Scheduler:
             forced_slots=unsent,
             forced_counts=unsent_counts,
             forced_ids=unsent_ids,
-            draft_indptr=draft_indptr,
-            draft_ids=draft_ids,
+            draft_ids=self._draft_ids(columns) if self.running.has_drafts else EMPTY_I32,
         )
 
     def _unsent_columns(self) -> tuple[I32, I32, I32]:
@@ -264,14 +260,12 @@ class Scheduler:
         ids = self.table.token_ids[np.repeat(slots, counts), positions]
         return slots.astype(np.int32), counts, ids
 
-    def _draft_columns(self, columns: StepColumns) -> tuple[I32, I32]:
-        """The plan's `draft_indptr` and `draft_ids`."""
+    def _draft_ids(self, columns: StepColumns) -> I32:
+        """The plan's `draft_ids`."""
         counts = np.maximum(columns.num_sampled - 1, 0)
-        indptr = np.zeros(len(counts) + 1, np.int32)
-        np.cumsum(counts, out=indptr[1:])
         rows = np.repeat(columns.slots, counts)
         positions = ragged_positions(counts, self.table.num_tokens[columns.slots])
-        return indptr, self.table.token_ids[rows, positions]
+        return self.table.token_ids[rows, positions]
 
     def _schedule_running(self) -> tuple[StepRows, StepColumns]:
         """Grant tokens and blocks to the running, preempting until the blocks suffice."""
@@ -380,9 +374,9 @@ class Scheduler:
         drafts = self.running.num_drafts[slots]
         room = min(self.limits.max_num_batched_tokens, self.limits.max_num_logits) - n
         room = min(room, self.limits.max_drafts)
-        drafts = np.clip(room - (np.cumsum(drafts) - drafts), 0, drafts)
-        tokens = (1 + drafts).astype(np.int32)
-        return StepRows(slots, tokens, int(tokens.sum()))
+        if drafts.sum() > room:
+            drafts = np.clip(room - (np.cumsum(drafts) - drafts), 0, drafts).astype(np.int32)
+        return StepRows(slots, drafts + 1, n + int(drafts.sum()))
 
     def _chunk(
         self, seq: Sequence, computed: int, need: int, left: int, logits: int, cap: int
@@ -616,14 +610,16 @@ class Scheduler:
         if not len(result.drafts_ids):
             running.set_drafts(slots, np.zeros(len(slots), np.int32))
             return
-        offered = np.diff(result.drafts_indptr)
-        # The last token of a sequence is sampled, never a draft. An empty slot has no tokens.
-        room = running.limits[slots] - table.num_tokens[slots] - 1
-        decodes = table.num_computed[slots] + 1 == table.num_tokens[slots]
-        room = np.clip(room, 0, self.limits.max_row_drafts)
-        counts = np.where(decodes, np.minimum(offered, room), 0).astype(np.int32)
-        kept = ragged_positions(offered, np.zeros_like(offered)) < np.repeat(counts, offered)
-        table.write_tokens(slots, counts, result.drafts_ids[kept])
+        ends, ids = result.drafts_indptr, result.drafts_ids
+        offered, known = ends[1:] - ends[:-1], table.num_tokens[slots]
+        # The last token of a sequence is sampled, never a draft.
+        room = np.minimum(running.limits[slots] - known - 1, self.limits.max_row_drafts)
+        room[table.num_computed[slots] + 1 != known] = 0  # not decoding, or an empty slot
+        counts = np.minimum(offered, np.maximum(room, 0))
+        if (counts < offered).any():
+            places = ragged_positions(offered, np.zeros_like(offered))
+            ids = ids[places < np.repeat(counts, offered)]
+        table.write_tokens(slots, counts, ids)
         running.set_drafts(slots, counts)
 
     def take_events(self) -> CommittedStep:

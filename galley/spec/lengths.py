@@ -1,8 +1,9 @@
 """How many drafts a step takes: fixed, by the number of sequences, or what is fastest.
 
 `AdaptiveLengths` weighs what drafts bring, the tokens expected of them, against what they cost: the
-measured time of a step with as many tokens more. It takes as many as give the most tokens per
-second, those with the best chances first, whichever sequences they are of; where none pay, none.
+measured time of a step with as many tokens more, and that of proposing. It takes as many as give
+the most tokens per second, those with the best chances first, whichever sequences they are of;
+where none pay, none (csrc/draft_lengths.h).
 """
 
 from __future__ import annotations
@@ -13,12 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galley.batch import I32, RequestTable, StepPlan
-from galley.spec.acceptance import Acceptance
-from galley.spec.costs import StepCosts
-from galley.spec.proposer import Drafts, Proposer
+from galley.kernels import _native
+from galley.spec.proposer import NUM_LEVELS, Drafts, Proposer
 
-#: Drafts are taken where they promise so much more speed than none.
-_MARGIN = 1.03
 #: Steps larger than this are not measured, and take no drafts.
 MOST_TOKENS = 1024
 #: A proposer that costs time is asked this often where its drafts do not pay: at first, and after
@@ -30,15 +28,23 @@ _PATIENCE, _REST_STEPS = 16, 8
 
 
 class Lengths(Protocol):
-    """Decides how many of the proposed drafts are computed."""
+    """Decides how many of the proposed drafts are computed.
+
+    `stepped` is given the time from a step's beginning to the next one's, but for that of
+    proposing; `choose` that of proposing `drafts`.
+    """
 
     def clear(self, slots: NDArray[np.intp]) -> None: ...
     def stepped(self, plan: StepPlan, seconds: float) -> None: ...
-    def proposed(self, slots: NDArray[np.intp], seconds: float) -> None: ...
     def asks(self, slots: NDArray[np.intp]) -> NDArray[np.bool_]: ...
     def most(self, table: RequestTable, slots: NDArray[np.intp], num_rows: int) -> I32: ...
     def choose(
-        self, table: RequestTable, slots: NDArray[np.intp], drafts: Drafts, num_rows: int
+        self,
+        table: RequestTable,
+        slots: NDArray[np.intp],
+        drafts: Drafts,
+        num_rows: int,
+        seconds: float,
     ) -> I32: ...
 
 
@@ -58,9 +64,6 @@ class FixedLengths:
     def stepped(self, plan: StepPlan, seconds: float) -> None:
         pass
 
-    def proposed(self, slots: NDArray[np.intp], seconds: float) -> None:
-        pass
-
     def asks(self, slots: NDArray[np.intp]) -> NDArray[np.bool_]:
         return np.ones(len(slots), np.bool_)
 
@@ -75,7 +78,12 @@ class FixedLengths:
         return 0 if self._by_batch else self._width
 
     def choose(
-        self, table: RequestTable, slots: NDArray[np.intp], drafts: Drafts, num_rows: int
+        self,
+        table: RequestTable,
+        slots: NDArray[np.intp],
+        drafts: Drafts,
+        num_rows: int,
+        seconds: float,
     ) -> I32:
         return drafts.counts
 
@@ -86,11 +94,10 @@ class AdaptiveLengths:
     def __init__(
         self, proposer: Proposer, num_slots: int, by_batch: tuple[tuple[int, int, int], ...] = ()
     ) -> None:
-        self._acceptance = Acceptance(num_slots, proposer.width)
-        self._costs = StepCosts(MOST_TOKENS)
+        self._lengths = _native.DraftLengths(num_slots, proposer.width, NUM_LEVELS, MOST_TOKENS)
         self._limits = FixedLengths(proposer.width, by_batch)
         self._is_free = proposer.is_free
-        self._proposing = StepCosts(num_slots)
+        self._proposing = _native.StepCosts(num_slots)
         self._pays = True
         self._skipped = 0
         self._retry_steps = _RETRY_STEPS
@@ -103,24 +110,16 @@ class AdaptiveLengths:
         self._turn = 0
 
     def clear(self, slots: NDArray[np.intp]) -> None:
-        self._acceptance.clear(slots)
+        for slot in slots.tolist():
+            self._lengths.clear(slot)
         self._unpaid[slots] = 0
         self._follows[slots] = False
 
     def stepped(self, plan: StepPlan, seconds: float) -> None:
         """Measure a step that consists of decode rows."""
-        sampled = plan.num_sampled
-        if len(sampled) and (plan.num_new == sampled).all():
-            self._costs.record(int(sampled.sum()), seconds)
-
-    def proposed(self, slots: NDArray[np.intp], seconds: float) -> None:
-        """Drafts for `slots` took so long to propose."""
-        if self._is_free:
-            return
-        self._is_usual = bool(self._follows[slots].all())
-        self._follows[slots] = True
-        if self._is_usual:
-            self._proposing.record(len(slots), seconds)
+        tokens = int(plan.num_new.sum())
+        if tokens == plan.num_sampled.sum():
+            self._lengths.record(tokens, seconds, len(plan.draft_ids) > 0)
 
     def asks(self, slots: NDArray[np.intp]) -> NDArray[np.bool_]:
         """[n] which of `slots` the proposer is asked about: none that has long had no drafts."""
@@ -131,7 +130,13 @@ class AdaptiveLengths:
         return asked
 
     def most(self, table: RequestTable, slots: NDArray[np.intp], num_rows: int) -> I32:
-        self._acceptance.observe(table, slots)
+        self._lengths.observe(
+            table.addresses.token_ids,
+            table.max_len,
+            table.addresses.num_tokens,
+            slots.ctypes.data,
+            len(slots),
+        )
         if not self._is_free and not self._pays:
             if self._skipped < self._retry_steps:
                 self._skipped += 1
@@ -142,34 +147,40 @@ class AdaptiveLengths:
         return self._limits.most(table, slots, num_rows)
 
     def choose(
-        self, table: RequestTable, slots: NDArray[np.intp], drafts: Drafts, num_rows: int
+        self,
+        table: RequestTable,
+        slots: NDArray[np.intp],
+        drafts: Drafts,
+        num_rows: int,
+        seconds: float,
     ) -> I32:
         """Drafts of each row for the next step, a part of those that are proposed."""
-        counts = self._chosen(table, slots, drafts, num_rows)
+        if not self._is_free:
+            self._is_usual = bool(self._follows[slots].all())
+            self._follows[slots] = True
+        if self._is_usual:
+            self._proposing.record(len(slots), seconds, True)
+        counts = np.ascontiguousarray(drafts.counts, np.int32)
+        ids = np.ascontiguousarray(drafts.ids, np.int32)
+        levels = np.ascontiguousarray(drafts.levels, np.int32)
+        chosen: I32 = np.empty(len(slots), np.int32)
+        taken = self._lengths.choose(
+            table.addresses.num_tokens,
+            slots.ctypes.data,
+            len(slots),
+            counts.ctypes.data,
+            ids.ctypes.data,
+            levels.ctypes.data,
+            num_rows,
+            self._proposing.known(len(slots)),
+            chosen.ctypes.data,
+        )
+        if taken >= 0:
+            self._pays = taken > 0 or not self._is_usual  # what it took is known the next time
+        if taken > 0:
+            self._retry_steps = _RETRY_STEPS
         if self._is_free:
-            self._unpaid[slots] = np.where(counts > 0, 0, self._unpaid[slots] + 1)
-        return counts
-
-    def _chosen(
-        self, table: RequestTable, slots: NDArray[np.intp], drafts: Drafts, num_rows: int
-    ) -> I32:
-        total = int(drafts.counts.sum())
-        if not total:
-            return drafts.counts
-        self._acceptance.remember(table, slots, drafts)
-        none = np.zeros_like(drafts.counts)
-        if num_rows + total > MOST_TOKENS or not self._costs.is_fresh(num_rows):
-            return none
-        chances = self._acceptance.chances(slots, drafts)
-        best = np.sort(chances, axis=None)[::-1][:total]
-        tokens = num_rows + np.concatenate((np.zeros(1), np.cumsum(best)))
-        seconds = self._costs.curve(num_rows, total)
-        speeds = tokens / (seconds + self._proposing.known(len(slots)))
-        taken = int(speeds.argmax())
-        pays = bool(taken and speeds[taken] >= _MARGIN * num_rows / seconds[0])
-        self._pays = pays or not self._is_usual  # what it took to propose is known the next time
-        if not pays:
-            return none
-        self._retry_steps = _RETRY_STEPS
-        counts: I32 = (chances >= best[taken - 1]).sum(1, dtype=np.int32)
-        return np.minimum(counts, drafts.counts)
+            self._unpaid[slots] += 1
+            if taken > 0:
+                self._unpaid[slots[chosen > 0]] = 0
+        return chosen

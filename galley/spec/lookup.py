@@ -32,6 +32,8 @@ class Lookup:
         self._counts: I32 = np.zeros(num_slots, np.int32)
         self._matches: I32 = np.zeros(num_slots, np.int32)
         self._ids: I32 = np.zeros((num_slots, width), np.int32)
+        self._scopes_at = self.scopes.ctypes.data
+        self._results = [a.ctypes.data for a in (self._counts, self._matches, self._ids)]
 
     def enter(self, row: NewRow) -> None:
         pass
@@ -44,21 +46,18 @@ class Lookup:
         pass
 
     def propose(self, table: RequestTable, slots: NDArray[np.intp], most: I32) -> Drafts:
-        n, rows = len(slots), slots.astype(np.int32)
-        most = np.ascontiguousarray(most, np.int32)
+        n, most = len(slots), np.ascontiguousarray(most, np.int32)
         self.index.propose(
-            table.token_ids.ctypes.data,
-            table.token_ids.shape[1],
-            table.num_tokens.ctypes.data,
-            table.handles.ctypes.data,
-            self.scopes.ctypes.data,
-            rows.ctypes.data,
+            table.addresses.token_ids,
+            table.max_len,
+            table.addresses.num_tokens,
+            table.addresses.handles,
+            self._scopes_at,
+            slots.ctypes.data,
             n,
             most.ctypes.data,
             self.width,
-            self._counts.ctypes.data,
-            self._matches.ctypes.data,
-            self._ids.ctypes.data,
+            *self._results,
         )
         levels = np.minimum(self._matches[:n], NUM_LEVELS - 1)
         return Drafts(self._counts[:n], self._ids[:n], levels)

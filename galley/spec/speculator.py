@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.batch import I32, RequestTable, StepPlan
+from galley.batch import EMPTY_I32, I32, RequestTable, StepPlan
 from galley.config import EngineConfig, ModelInfo
 from galley.config.registries import PROPOSERS
 from galley.request import SamplingParams
@@ -21,67 +21,78 @@ from galley.spec.proposer import Proposer, Target, hidden_reader
 class Speculator:
     """Proposes the drafts of each next step.
 
-    Args:
-        num_slots: of the table.
-
     Attributes:
         memory: bytes that the proposer takes, before the model is loaded.
         reader: the proposer, if it reads hidden states of the model.
     """
 
-    def __init__(self, proposer: Proposer, lengths: Lengths, num_slots: int) -> None:
+    def __init__(self, proposer: Proposer, lengths: Lengths) -> None:
         self.memory = proposer.memory
         self._proposer, self._lengths = proposer, lengths
         self.reader = hidden_reader(proposer)
-        self._rests = False
-        self._is_off: NDArray[np.bool_] = np.zeros(num_slots, np.bool_)
+        #: slots of requests without drafts
+        self._off: set[int] = set()
+        #: the step that is measured, if it is; when it began, plus what it took to propose
+        self._measured: StepPlan | None = None
+        self._begin = 0.0
 
     def apply_plan(self, plan: StepPlan, table: RequestTable) -> None:
         """Follow sequences out of slots and into them; `table` is as it was before the plan."""
+        now = perf_counter()
+        # Without new rows there was work all the time: all of it is what the step before has cost.
+        if self._measured is not None and not plan.new_rows:
+            self._lengths.stepped(self._measured, now - self._begin)
+        self._measured, self._begin = None, now
         if len(plan.freed_slots):
             slots = plan.freed_slots.astype(np.intp)
             self._proposer.leave(table, slots)
             self._lengths.clear(slots)
         for row in plan.new_rows:
             params = row.params
-            self._is_off[row.slot] = (
-                not isinstance(params, SamplingParams) or not params.speculative
-            )
+            if isinstance(params, SamplingParams) and params.speculative:
+                self._off.discard(row.slot)
+            else:
+                self._off.add(row.slot)
             self._proposer.enter(row)
 
-    def stepped(self, plan: StepPlan, seconds: float | None) -> None:
-        """A step was computed in so many seconds; None: they say nothing about its cost."""
+    def stepped(self, plan: StepPlan) -> None:
+        """A step was computed."""
         self._proposer.stepped(plan)
-        if seconds is not None and not self._rests:
-            self._lengths.stepped(plan, seconds)
 
     def propose(
-        self, table: RequestTable, slots: NDArray[np.intp], eligible: NDArray[np.bool_]
+        self, table: RequestTable, plan: StepPlan, eligible: NDArray[np.bool_]
     ) -> tuple[I32, I32]:
-        """`drafts_indptr` and `drafts_ids` of a result whose rows are `slots`.
+        """`drafts_indptr` and `drafts_ids` of the plan's result.
 
         Args:
             table: with the tokens just sampled.
             eligible: [n] rows that may get drafts.
         """
-        rows = np.flatnonzero(eligible & ~self._is_off[slots] & self._lengths.asks(slots))
-        self._rests = not len(rows)
-        indptr: I32 = np.zeros(len(slots) + 1, np.int32)
-        empty: I32 = np.empty(0, np.int32)
+        begin = perf_counter()
+        slots = plan.slots.astype(np.intp)
+        eligible = eligible & self._lengths.asks(slots)
+        if self._off:
+            eligible &= ~np.isin(slots, list(self._off))
+        rows = np.flatnonzero(eligible)
         follows = self.reader is not None and self.reader.follows
+        indptr: I32 = np.zeros(len(slots) + 1, np.int32)
         if not len(rows) and not follows:
-            return indptr, empty
+            return indptr, EMPTY_I32
+        if len(rows):
+            self._measured = plan
         asked = slots[rows]
         most = self._lengths.most(table, asked, len(slots))
-        if not most.any() and not follows:
-            return indptr, empty
-        begin = perf_counter()
+        wanted = most.any()
+        if not wanted and not follows:
+            return indptr, EMPTY_I32
         drafts = self._proposer.propose(table, asked, most)
-        if most.any():
-            self._lengths.proposed(asked, perf_counter() - begin)
-        counts = self._lengths.choose(table, asked, drafts, len(slots))
+        seconds = perf_counter() - begin
+        self._begin += seconds
+        if not wanted:
+            return indptr, EMPTY_I32
+        counts = self._lengths.choose(table, asked, drafts, len(slots), seconds)
         if not counts.any():
-            return indptr, empty
+            return indptr, EMPTY_I32
         indptr[rows + 1] = counts
         np.cumsum(indptr, out=indptr)
         return indptr, drafts.ids[np.arange(drafts.ids.shape[1]) < counts[:, None]]
@@ -115,4 +126,4 @@ def make_speculator(
         lengths = FixedLengths(proposer.width, by_batch)
     else:
         lengths = AdaptiveLengths(proposer, num_slots, by_batch)
-    return Speculator(proposer, lengths, num_slots)
+    return Speculator(proposer, lengths)

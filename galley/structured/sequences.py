@@ -307,13 +307,14 @@ class ConstrainedSequences:
         a draft that is not allowed, nothing is sampled that counts.
         """
         masks[:] = EVERY_TOKEN
-        drafts_of = plan.draft_indptr
+        num_drafts = plan.num_drafts
+        starts = np.cumsum(num_drafts) - num_drafts
         first = 0
         for row, seq in zip(self._rows.tolist(), self._row_sequences, strict=True):
             backend, matcher = seq.backend, seq.matcher
             assert backend is not None
             assert matcher is not None
-            drafts = plan.draft_ids[drafts_of[row] : drafts_of[row + 1]].tolist()
+            drafts = plan.draft_ids[starts[row] : starts[row] + num_drafts[row]].tolist()
             free = seq.free_tokens(drafts)
             if free is not None:
                 bound = drafts[free:]

@@ -39,5 +39,5 @@ class Guesser:
             ids[i, : len(drafts)] = drafts
         return Drafts(counts, ids, np.zeros_like(counts))
 
-    def speculator(self, num_slots: int) -> Speculator:
-        return Speculator(self, FixedLengths(WIDTH), num_slots)
+    def speculator(self) -> Speculator:
+        return Speculator(self, FixedLengths(WIDTH))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from galley.batch import StepPlan
+from galley.batch import StepPlan, accepted_drafts
 from galley.engine.build import build_core
 from galley.executor.local import LocalExecutor
 from galley.executor.loopback import LoopbackExecutor
@@ -107,8 +107,7 @@ class Watched(LocalExecutor):
     def sample(self, mask=None):
         result = super().sample(mask)
         if len(self.plan.draft_ids):
-            drafts = np.diff(self.plan.draft_indptr)
-            accepted = np.minimum(drafts, np.maximum(result.num_sampled - 1, 0))
+            drafts, accepted = self.plan.num_drafts, accepted_drafts(result.num_sampled)
             self.accepted += int(accepted.sum())
             self.rejected += int((drafts - accepted).sum())
         return result
@@ -122,8 +121,7 @@ def answers_of(checkpoint, proposer, executor=Watched, repeat=1, batch=None, **f
     """Everything that the clients receive, by handle, and the core."""
     info = checkpoint.model_info
     config = configure(info, num_threads=1, max_model_len=192, block_size=16, **flags)
-    num_slots = config.scheduler.max_num_seqs
-    speculator = proposer if proposer is None else proposer.speculator(num_slots)
+    speculator = proposer if proposer is None else proposer.speculator()
     runner = Runner(config, info, checkpoint, MACHINE.available_memory, speculator=speculator)
     core = build_core(config, executor(runner))
     tokens, ends = defaultdict(list), {}
@@ -251,10 +249,9 @@ def test_verify_accepts_up_to_the_first_difference(rows, chance) -> None:
             if token < 0 or i == len(guesses) or token != guesses[i]:
                 break
         want.append(taken)
-    indptr = np.cumsum([0, *map(len, drafts)]).astype(I32)
     num = np.array([len(row or []) for row in rows], I32)
     plan = StepPlan(1, np.arange(len(rows), dtype=I32), num, num, num)
-    plan.draft_indptr, plan.draft_ids = indptr, np.array([t for ids in drafts for t in ids], I32)
+    plan.draft_ids = np.array([t for ids in drafts for t in ids], I32)
     tokens = np.array([t for row in rows for t in row or []], I32)
     counts, mask = verify(plan, tokens)
     assert counts.tolist() == [len(taken) for taken in want]
@@ -266,8 +263,7 @@ def test_a_row_that_cannot_sample_fails_alone_with_drafts_beside(checkpoint, pla
     info = checkpoint.model_info
     config = configure(info, num_threads=1, max_model_len=192)
     proposer = drafters["right"]
-    num_slots = config.scheduler.max_num_seqs
-    speculator = proposer if proposer is None else proposer.speculator(num_slots)
+    speculator = proposer if proposer is None else proposer.speculator()
     runner = Runner(config, info, checkpoint, MACHINE.available_memory, speculator=speculator)
     core = build_core(config, Watched(runner))
     batch = requests()[:2]

@@ -7,6 +7,7 @@ changes every later token; `expected` computes the same tokens from the prompt a
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -122,7 +123,8 @@ class FakeExecutor:
         counts, tokens = [], []
         errors: dict[int, Failure] = {}
         logprobs, prompt_logprobs = _Entries(), _Entries()
-        drafts = split(plan.draft_indptr, plan.draft_ids, len(plan.slots))
+        ids = iter(plan.draft_ids.tolist())
+        drafts = [list(itertools.islice(ids, n)) for n in plan.num_drafts.tolist()]
         for row, (slot, num_new, num_sampled) in enumerate(
             zip(plan.slots.tolist(), plan.num_new.tolist(), plan.num_sampled.tolist(), strict=True)
         ):
@@ -249,13 +251,6 @@ class FakeExecutor:
             digest = mix(digest, int(table.token_ids[slot, p]))
             self.kv[blocks_at(p), 0] = digest ^ g
         return digest
-
-
-def split(indptr: Any, ids: Any, n: int) -> list[list[int]]:
-    """The ragged column's parts; all empty where the column is."""
-    if not len(ids):
-        return [[] for _ in range(n)]
-    return [part.tolist() for part in np.split(ids, indptr[1:-1])]
 
 
 class _Entries:

@@ -8,7 +8,7 @@ import pytest
 from galley.batch import GroupSpec, RequestTable, StepPlan
 from galley.config.resolve import from_kwargs
 from galley.errors import ConfigError
-from galley.spec.costs import FRESH, StepCosts
+from galley.kernels._native import StepCosts
 from galley.spec.lengths import AdaptiveLengths, FixedLengths
 from galley.spec.proposer import Drafts
 
@@ -21,52 +21,56 @@ class Never:
     width, is_free = WIDTH, True
 
 
-def drafts_of(rows: int, length: int = WIDTH) -> Drafts:
-    ids = np.tile(np.arange(1, WIDTH + 1, dtype=np.int32), (rows, 1))
-    return Drafts(np.full(rows, length, np.int32), ids, np.full(rows, 4, np.int32))
-
-
 class Simulation:
-    """Decode steps of `rows` sequences, whose drafts are right with a probability, and whose steps
-    take `cost(tokens)` seconds."""
+    """Decode steps of `rows` sequences. Drafts say that the token at position p is p. One is right
+    with the probability `later` if the token before it is, else `chance` [rows]. A step takes
+    `cost(tokens)` seconds.
+    """
 
-    def __init__(self, rows: int, cost, chance: float, seed: int = 0) -> None:
-        self.rows, self.cost, self.chance = rows, cost, chance
-        self.rng = np.random.default_rng(seed)
+    def __init__(
+        self, rows: int, cost, chance: float | tuple[float, ...], later: float | None = None
+    ) -> None:
+        self.rows, self.cost = rows, cost
+        self.chance = np.broadcast_to(chance, rows)
+        self.later = later
+        self.rng = np.random.default_rng(0)
         self.table = RequestTable(rows, 40_000, [GroupSpec("full", 16, 64)])
         self.table.num_tokens[:] = 1
         self.lengths = AdaptiveLengths(Never(), rows)  # type: ignore[arg-type]
-        self.tokens = self.seconds = 0.0
         self.counts = np.zeros(rows, np.int32)
-        self.drafts = drafts_of(rows)
+        self.slots = np.arange(rows)
 
-    def step(self) -> None:
-        slots = np.arange(self.rows)
-        new = (1 + self.counts).astype(np.int32)
+    def step(self) -> tuple[int, float]:
+        """Tokens of a step, and its seconds."""
+        table, new = self.table, (1 + self.counts).astype(np.int32)
         seconds = self.cost(int(new.sum()))
-        self.lengths.stepped(StepPlan(1, slots.astype(np.int32), new, new, new), seconds)
-        self.seconds += seconds
-        for slot in slots.tolist():
-            start = int(self.table.num_tokens[slot])
-            right = 0
-            while right < self.counts[slot] and self.rng.random() < self.chance:
-                right += 1
-            ahead = self.rng.random() < self.chance  # whether the next one would have been right
-            token = right + 1 if ahead and right == self.counts[slot] else 99
-            ids = [*range(1, right + 1), token]
-            self.table.token_ids[slot, start : start + len(ids)] = ids
-            self.table.num_tokens[slot] += len(ids)
-            self.tokens += len(ids)
-        most = self.lengths.most(self.table, slots, self.rows)
-        assert (most == WIDTH).all()
-        self.counts = self.lengths.choose(self.table, slots, self.drafts, self.rows)
+        plan = StepPlan(1, self.slots.astype(np.int32), new, new, new)
+        plan.draft_ids = np.zeros(int(self.counts.sum()), np.int32)
+        self.lengths.stepped(plan, seconds)
+        before = table.num_tokens.copy()
+        for slot, count in enumerate(new.tolist()):
+            for _ in range(count):
+                at = int(table.num_tokens[slot])
+                goes_on = self.later is not None and table.token_ids[slot, at - 1] == at - 1
+                chance = self.later if goes_on else self.chance[slot]
+                right = self.rng.random() < chance
+                table.token_ids[slot, at] = at if right else -1
+                table.num_tokens[slot] += 1
+                if not right:
+                    break
+        assert (self.lengths.most(table, self.slots, self.rows) == WIDTH).all()
+        self.counts = self.choose(0.0)
+        return int((table.num_tokens - before).sum()), seconds
+
+    def choose(self, seconds: float):
+        ids = (self.table.num_tokens[:, None] + np.arange(WIDTH)).astype(np.int32)
+        drafts = Drafts(np.full(self.rows, WIDTH, np.int32), ids, np.full(self.rows, 4, np.int32))
+        return self.lengths.choose(self.table, self.slots, drafts, self.rows, seconds)
 
     def run(self, steps: int) -> float:
         """Tokens per second."""
-        self.tokens = self.seconds = 0.0
-        for _ in range(steps):
-            self.step()
-        return self.tokens / self.seconds
+        tokens, seconds = zip(*(self.step() for _ in range(steps)), strict=True)
+        return sum(tokens) / sum(seconds)
 
 
 def flat(tokens: int) -> float:
@@ -105,27 +109,27 @@ def test_they_come_back_when_they_are_right_again() -> None:
     simulation = Simulation(1, flat, 0.0)
     simulation.run(100)
     assert not simulation.counts.any()
-    simulation.chance = 0.95
+    simulation.chance = np.array([0.95])
     simulation.run(60)
     assert simulation.run(100) > 3 / flat(1)
 
 
 def test_the_sequences_with_the_best_chances_get_the_drafts() -> None:
-    simulation = Simulation(2, lambda tokens: 1.0 + 0.2 * tokens, 0.0)
-    lengths, table = simulation.lengths, simulation.table
-    slots = np.arange(2)
-    for _ in range(60):
-        counts = lengths.choose(table, slots, simulation.drafts, 2)
-        new = (1 + counts).astype(np.int32)
-        lengths.stepped(StepPlan(1, slots.astype(np.int32), new, new, new), 1 + 0.2 * new.sum())
-        for slot, token in ((0, 1), (1, 99)):  # the first draft of slot 0 is right
-            table.token_ids[slot, table.num_tokens[slot]] = token
-            table.num_tokens[slot] += 1
-        lengths.most(table, slots, 2)
-        lengths.clear(np.array([], np.intp))
-        lengths._acceptance._counts[:] = 0
-    assert counts[0] > 0
-    assert counts[1] == 0
+    simulation = Simulation(2, lambda tokens: 1.0 + 0.2 * tokens, (0.95, 0.02))
+    simulation.run(60)
+    computed = np.zeros(2)
+    for _ in range(40):
+        simulation.step()
+        computed += simulation.counts
+    assert computed[0] > 40
+    assert computed[1] < 4, "but where one happened to be right"
+
+
+def test_drafts_are_taken_where_the_last_ones_were_right() -> None:
+    """Few are right behind a wrong one: those alone would not pay."""
+    simulation = Simulation(1, lambda tokens: 1.0 + 0.3 * tokens, 0.1, later=0.95)
+    simulation.run(200)
+    assert simulation.run(400) > 1.3 / simulation.cost(1)
 
 
 def test_a_sequence_that_long_had_no_drafts_is_asked_about_now_and_then() -> None:
@@ -138,19 +142,25 @@ def test_a_sequence_that_long_had_no_drafts_is_asked_about_now_and_then() -> Non
 
 
 def test_what_it_takes_to_propose_counts() -> None:
-    """Drafts that pay if they cost nothing, from a proposer that takes as long as a step."""
+    """Drafts that pay if they cost nothing, proposed in as long as a step."""
+    simulation = Simulation(1, flat, 0.6)
+    simulation.run(100)
+    assert simulation.counts.any()
+    for _ in range(40):
+        counts = simulation.choose(9 * flat(1))
+    assert not counts.any()
+
+
+def test_a_proposer_that_costs_time_rests_while_its_drafts_do_not_pay() -> None:
     simulation = Simulation(1, flat, 0.6)
     lengths = simulation.lengths
     simulation.run(100)
-    lengths._is_free = False
-    slots = np.arange(1)
+    lengths._is_free, lengths._proposing = False, StepCosts(1)
 
     def is_asked(seconds: float, pays: bool) -> bool:
-        asked = lengths.most(simulation.table, slots, 1).any()
+        asked = lengths.most(simulation.table, simulation.slots, 1).any()
         if asked:
-            lengths.proposed(slots, seconds)
-            counts = lengths.choose(simulation.table, slots, simulation.drafts, 1)
-            assert counts.any() == pays
+            assert simulation.choose(seconds).any() == pays
         return bool(asked)
 
     # The first time it reads the prompt as well, which says nothing.
@@ -161,18 +171,26 @@ def test_what_it_takes_to_propose_counts() -> None:
 
 def test_costs_between_and_beyond_measurements() -> None:
     costs = StepCosts(16)
-    costs.record(2, 1.0)
-    costs.record(6, 1.4)
+    costs.record(2, 1.0, False)
+    costs.record(6, 1.4, True)
     curve = costs.curve(2, 8)
-    assert curve[:5] == pytest.approx([1.0, 1.1, 1.2, 1.3, 1.4])
+    assert curve[:5] == pytest.approx([1.0, 1.025, 1.1, 1.225, 1.4])
     assert curve[-1] == pytest.approx(1.8)
+    costs.record(4, 2.0, True)
+    costs.record(8, 1.6, True)
+    curve = costs.curve(2, 6)
+    assert curve == pytest.approx([1.0, 1.1, 1.4, 1.4, 1.4, 1.5, 1.6]), "a pause shows itself"
     assert costs.is_fresh(2)
     assert not costs.is_fresh(3)
-    for _ in range(FRESH):
-        costs.record(6, 1.4)
+    for _ in range(128):
+        costs.record(6, 1.4, True)
     assert not costs.is_fresh(2), "it is measured again"
-    costs.record(6, 50.0)
+    costs.record(6, 50.0, True)
     assert costs.curve(6, 0)[0] < 1.8, "a pause of the machine counts as twice the time at most"
+    before = costs.curve(2, 6)
+    for _ in range(40):
+        costs.record(2, 0.6, False)
+    assert costs.curve(2, 6) == pytest.approx([0.6 * seconds for seconds in before], rel=0.01)
 
 
 def test_fixed_lengths_by_the_number_of_sequences() -> None:

@@ -222,7 +222,7 @@ def test_many_outputs_stay_within_the_memory() -> None:
         table.token_ids[0, 2] = text[2] if len(text) > 2 else 1
         counts, matches = np.zeros(1, np.int32), np.zeros(1, np.int32)
         ids, scopes = np.zeros((1, 6), np.int32), np.full(1, 7, np.int64)
-        most, slots = np.full(1, 6, np.int32), np.zeros(1, np.int32)
+        most, slots = np.full(1, 6, np.int32), np.zeros(1, np.int64)
         addresses = [a.ctypes.data for a in (table.num_tokens, table.handles, scopes, slots)]
         index.propose(
             table.token_ids.ctypes.data, 64, *addresses, 1, most.ctypes.data, 6,

@@ -64,7 +64,7 @@ def test_drafts_are_masked_too(folder: Path, jump: bool) -> None:
         core = llm._core
         core.constrained.jump_forward = jump
         guesses = Guesses([one[1] for [one] in expected])
-        core.executor._runner._speculator = guesses.speculator(core.scheduler.table.num_slots)
+        core.executor._runner._speculator = guesses.speculator()
         assert run(llm, params) == expected
         assert guesses.drafts > 100
         steps = core.counters.num_steps
@@ -92,17 +92,16 @@ def test_drafts_that_a_constraint_forbids_are_not_computed(folder: Path) -> None
     with open_tiny(folder) as llm:
         core = llm._core
         guesses = Wrong([one[1] for [one] in expected])
-        core.executor._runner._speculator = guesses.speculator(core.scheduler.table.num_slots)
+        core.executor._runner._speculator = guesses.speculator()
         planned: list[tuple[bytes, int]] = []
         masks = core.constrained.masks
 
         def watched(plan: StepPlan) -> Any:
             found = masks(plan)
-            indptr, first = plan.draft_indptr, np.cumsum(plan.num_sampled) - plan.num_sampled
-            for row in range(len(indptr) - 1):
-                for i in range(indptr[row + 1] - indptr[row]):
-                    token = int(plan.draft_ids[indptr[row] + i])
-                    planned.append((found[first[row] + i].tobytes(), token))
+            first, drafts = np.cumsum(plan.num_sampled) - plan.num_sampled, iter(plan.draft_ids)
+            for row, count in enumerate(plan.num_drafts):
+                for i in range(count):
+                    planned.append((found[first[row] + i].tobytes(), int(next(drafts))))
             return found
 
         core.constrained.masks = watched
@@ -120,7 +119,7 @@ def test_certain_tokens_are_drafts_where_each_is_sampled(folder: Path) -> None:
         steps = plain._core.counters.num_steps
     with open_tiny(folder) as llm:
         core = llm._core
-        core.executor._runner._speculator = Silent().speculator(core.scheduler.table.num_slots)
+        core.executor._runner._speculator = Silent().speculator()
         assert run(llm, params) == expected
         assert core.counters.forced_tokens == 0
         assert core.scheduler.draft_counts.num_rejected == 0
