@@ -6,8 +6,8 @@
 
 The built-in model (Q4_1), its shape with random weights in bf16 and int8, and the shapes of Llama
 3.2 1B and 3B in bf16. Each row is a server with the plan's flags, as `galley plan --verify` serves
-it: loads between measurements of the machine, means of both; with --passes N each is served N
-times, and figures are means of all. What was measured is kept in build/planning.json, from which
+it: loads between measurements of the machine, averages of both; with --passes N each is served N
+times, and figures are averages of all. What was measured is kept in build/planning.json, from which
 the benchmark goes on (--again: from the start); with all rows the table in docs/planning.md is
 written.
 
@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from galley.cli.plan_verify import compared, machine_now, measure
+from galley.cli.plan_verify import average, compared, machine_now, measure
 from galley.loader.source import default_model
 from galley.planning.predict import step_model
 from galley.planning.program import planned_model
@@ -129,9 +129,9 @@ def measured_rows(name: str, loads: list[Workload]) -> Iterator[dict[str, Any]]:
 
 def mean(attempts: list[dict[str, Any]]) -> dict[str, Any]:
     """The row of several measurements of it."""
-    figures = list(zip(*(a["figures"] for a in attempts), strict=True))
     predicted, measured = (
-        [fmean(f[key] for f in same) for same in figures] for key in ("predicted", "measured")
+        average([[f[key] for f in a["figures"]] for a in attempts])
+        for key in ("predicted", "measured")
     )
     return {
         **attempts[0],

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, harmonic_mean
 from typing import Any, NamedTuple
 
 import msgspec
@@ -61,7 +61,7 @@ def measure(
     """Serve the model as planned, send it the workload, and measure the machine before and after.
 
     A load of few seconds is sent several times, with a measurement of the machine after each: the
-    speed of a virtual machine changes within seconds. Figures are means; `drift` is the largest
+    speed of a virtual machine changes within seconds. Figures are averages; `drift` is the largest
     ratio of two predictions of the throughput.
     """
     engine = sized(engine, workload)
@@ -78,8 +78,8 @@ def measure(
         "foreign_cores": fmean(load.foreign_cores for load in loads),
         "drift": max(speeds) / min(speeds),
         "figures": compared(
-            [fmean(values) for values in zip(*map(predicted_figures, predictions), strict=True)],
-            [fmean(values) for values in zip(*(load.figures for load in loads), strict=True)],
+            average([predicted_figures(predicted) for predicted in predictions]),
+            average([load.figures for load in loads]),
         ),
     }
 
@@ -134,6 +134,13 @@ def predicted_figures(predicted: Prediction) -> list[float]:
     latencies = predicted.ttft["mean"], predicted.tpot, predicted.itl["p99"]
     memory = predicted.memory.resident / 1e6
     return [memory, predicted.output_tokens, *(1e3 * seconds for seconds in latencies)]
+
+
+def average(rows: Sequence[Sequence[float]]) -> list[float]:
+    """FIGURES of several runs at their mean speed: the harmonic means of times. A long load gets
+    the mean of the speeds that the machine has meanwhile, not the mean of the times."""
+    memory, tokens, *times = zip(*rows, strict=True)
+    return [fmean(memory), fmean(tokens), *map(harmonic_mean, times)]
 
 
 def compared(predicted: Sequence[float], measured: Sequence[float]) -> list[dict[str, Any]]:
