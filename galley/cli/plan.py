@@ -80,6 +80,7 @@ def main(argv: list[str]) -> int:
     if flags.verify:
         from galley.cli.plan_verify import verify
 
+        notice("serving the plan between measurements of this machine, half a minute or more")
         return verify(model, workload_of(flags), engine, flags.json)
     facts = plan(flags, model, machine_of(flags, model), engine)
     print(json.dumps(facts, indent=2) if flags.json else report(facts))
