@@ -65,12 +65,15 @@ def measure(
     ratio of two predictions of the throughput.
     """
     engine = sized(engine, workload)
-    predictions = [predict(model, machine(model), workload, engine)]
+    before = machine(model)
+    predictions = [predict(model, before, workload, engine)]
     loads: list[Served] = []
     with serving(engine, predictions[0]) as (port, pid):
         while len(loads) < _ROUNDS and sum(load.seconds for load in loads) < _SERVED:
             loads.append(run(port, pid, workload, engine.get("tokenizer"), len(loads)))
-            predictions.append(predict(model, machine(model), workload, engine))
+            # The server has a part of the memory now.
+            after = msgspec.structs.replace(machine(model), memory=before.memory)
+            predictions.append(predict(model, after, workload, engine))
     speeds = [predicted.output_tokens for predicted in predictions]
     return {
         "model": predictions[0].model,
