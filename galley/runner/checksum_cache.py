@@ -18,8 +18,9 @@ import threading
 import time
 from pathlib import Path
 
-#: A file that changed within so many nanoseconds might change again at the same ctime.
-SETTLED_NS = 2_000_000_000
+#: A file that changed within so many nanoseconds might change again at the same ctime: some ticks
+#: of the clock, and two seconds where a file system counts in seconds.
+SETTLED_NS, SECONDS_SETTLED_NS = 100_000_000, 2_000_000_000
 INDEX = "verified.json"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _MAX_INDEX_BYTES = 1 << 20
@@ -38,7 +39,8 @@ def file_state(status: os.stat_result, checksum: int) -> FileState | None:
         boot = _BOOT.read_text().strip()
     except OSError:
         return None
-    if abs(time.time_ns() - status.st_ctime_ns) < SETTLED_NS:
+    settled = SETTLED_NS if status.st_ctime_ns % 10**9 else SECONDS_SETTLED_NS
+    if abs(time.time_ns() - status.st_ctime_ns) < settled:
         return None
     times = status.st_ctime_ns, status.st_mtime_ns
     return [boot, status.st_dev, status.st_ino, status.st_size, *times, checksum]
@@ -68,7 +70,7 @@ def mark_verified(path: Path, state: FileState | None) -> None:
 
 def mark_when_settled(path: Path, checksum: int) -> None:
     """Record a file that this process has just written as verified, as soon as a later change would
-    show. Nothing is recorded if the file changes, or the process ends, before that."""
+    show: a process that ends waits for that. Nothing is recorded if the file changes before."""
     written = path.stat()
 
     def mark() -> None:
@@ -80,9 +82,7 @@ def mark_when_settled(path: Path, checksum: int) -> None:
         if now == before:
             mark_verified(path, file_state(status, checksum))
 
-    timer = threading.Timer(SETTLED_NS / 1e9 + 0.1, mark)
-    timer.daemon = True
-    timer.start()
+    threading.Timer(SETTLED_NS / 1e9 + 0.1, mark).start()
 
 
 def _read_index(folder: Path) -> dict[str, object]:

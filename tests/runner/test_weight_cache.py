@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -181,6 +182,17 @@ def test_a_file_that_has_just_changed_is_verified_each_time(tmp_path, matrices, 
     monkeypatch.setattr(checksum_cache, "SETTLED_NS", 10**15)
     assert [checked(path, monkeypatch) for _ in range(2)] == [True, True]
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("age", "known"), [(0.0, False), (0.5, True), (1, False), (3, True)])
+def test_times_in_whole_seconds_settle_later(age, known):
+    now = time.time_ns()
+    changed = now // 10**9 * 10**9 if isinstance(age, int) else now | 1
+    changed -= int(age * 1e9)
+    status = SimpleNamespace(
+        st_dev=1, st_ino=1, st_size=1, st_ctime_ns=changed, st_mtime_ns=changed
+    )
+    assert (checksum_cache.file_state(status, 0) is not None) == known
 
 
 @pytest.mark.parametrize("change", [None, _write, _replace])
