@@ -2,14 +2,13 @@
 
 #include <algorithm>
 #include <functional>
-#include <limits>
 #include <stdexcept>
 
 namespace galley {
 namespace {
 
-// Least weight of a new measurement of a step.
-constexpr double kNew = 0.2;
+// A measured time is the mean of so many last measurements, later ones weighing less.
+constexpr double kMostTimes = 5;
 // A measurement is fresh for so many steps, and counts for so many.
 constexpr int64_t kFresh = 128, kKept = 4096;
 // The assumed cost of one more token, as a fraction of a step, before it has been measured.
@@ -45,7 +44,7 @@ void StepCosts::record(int64_t tokens, double seconds, bool drafts) {
   }
   // A pause of the machine, which is no property of the step, counts as twice the time at most.
   seconds = std::min(std::max(seconds, known / 2), known * 2);
-  const double mean = known + std::max(kNew, 1.0 / place.times) * (seconds - known);
+  const double mean = known + 1.0 / std::min(place.times, kMostTimes) * (seconds - known);
   if (drafts) {
     place.seconds = mean;
     return;
@@ -71,14 +70,27 @@ std::vector<double> StepCosts::curve(int64_t tokens, int64_t more) const {
   const double first = places[0].seconds;
   std::vector<double> curve(static_cast<size_t>(more + 1));
   auto at = [&](int64_t i) -> double& { return curve[static_cast<size_t>(i)]; };
-  int64_t last = 0;  // measurement
-  double least = std::numeric_limits<double>::infinity();
-  for (int64_t i = more; i > 0; i--) {
+  struct Part {  // of the curve, in which fewer tokens took more time: its mean
+    int64_t from, to;
+    double seconds, weight;
+  };
+  std::vector<Part> parts;
+  for (int64_t i = 1; i <= more; i++) {
     if (!is_kept(places[i])) continue;
-    last = std::max(last, i);
-    at(i) = least = std::min(least, std::max(places[i].seconds, first));
+    Part part{i, i, std::max(places[i].seconds, first), std::min(places[i].times, kMostTimes)};
+    for (; !parts.empty() && parts.back().seconds > part.seconds; parts.pop_back()) {
+      const Part& before = parts.back();
+      const double weight = before.weight + part.weight;
+      const double sum = before.seconds * before.weight + part.seconds * part.weight;
+      part = {before.from, part.to, sum / weight, weight};
+    }
+    parts.push_back(part);
   }
+  const int64_t last = parts.empty() ? 0 : parts.back().to;
   at(0) = first;
+  for (const Part& part : parts) {
+    for (int64_t i = part.from; i <= part.to; i++) at(i) = part.seconds;
+  }
   const double slope = last ? std::max((at(last) - first) / static_cast<double>(last), kPriorSlope / 4 * first)
                             : kPriorSlope * first;
   for (int64_t from = 0; from < more;) {

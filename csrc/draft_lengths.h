@@ -23,15 +23,14 @@ class StepCosts {
   double known(int64_t tokens) const;
   // Seconds of steps of tokens .. tokens + more tokens; `tokens` has been measured. Up to the next measurement
   // they grow by the square, as reading weights hides the first tokens, between others in a line; beyond the
-  // last one the mean slope goes on. More tokens take no less time: a long measurement is no longer than
-  // those of more tokens.
+  // last one the mean slope goes on. More tokens take no less time: where measurements say so, their mean holds.
   std::vector<double> curve(int64_t tokens, int64_t more) const;
 
  private:
   struct Place {
     double seconds = 0;
     int64_t step = 0;  // that it was measured at last
-    int times = 0;
+    double times = 0;
   };
   bool is_kept(const Place& place) const;
   std::vector<Place> places_;
