@@ -43,6 +43,7 @@ TEXT = (ROOT / "tests" / "data" / "opticks.txt").read_text()
 CODE = (ROOT / "galley" / "kv" / "pool.py").read_text()
 FIXED = {"method": "ngram", "draft_length": "fixed"}
 WAYS: dict[str, dict[str, Any]] = {
+    "none": {"method": "none"},  # how far two sides without drafts differ
     "ngram": {"method": "ngram"},
     "suffix": {"method": "suffix"},
     **{
@@ -186,7 +187,7 @@ def main() -> None:
             engine["tokenizer"] = str(default_model())
         plain = Side(engine, None)
         for way, settings in ways.items():
-            if args.replay:
+            if args.replay and way != "none":
                 record(settings["method"], args.work, args.tokens)
                 settings = settings | custom("Replay")
             other = Side(engine, settings)
