@@ -230,7 +230,7 @@ class SchedulerConfig:
     target_itl: float | None = None
     """Milliseconds that a step may take while some sequences decode and prompts are computed: it
     gets as many tokens of prompts as fit, by the time of the last steps, and short prompts overtake
-    a long one. At least three times a step without prompts; up to four times as long where several
+    a long one. At least 2.5 times a step without prompts; up to three times as long where several
     prompts wait beside few sequences. 0 = no limit. Default: 60 for a server without
     --max-num-batched-tokens and --mixed-prefill-tokens, else 0."""
     max_num_active_seqs: int | None = None
