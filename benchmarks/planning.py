@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from galley.cli.plan_verify import average, compared, machine_now, measure
+from galley.cli.plan_verify import average, calibrated, compared, measure
 from galley.loader.source import default_model
 from galley.planning.predict import step_model
 from galley.planning.program import planned_model
@@ -88,7 +88,7 @@ def compare_steps(name: str) -> None:
     with tempfile.TemporaryDirectory(prefix="galley-plan-") as folder:
         engine = engine_flags(name, Path(folder))
         model = planned_model(engine)
-        steps = step_model(model, machine_now(model))
+        steps = step_model(model, calibrated(model)())
         bench = StepBench(engine, SHAPES_OF_STEPS)
     for shape, found in bench.means(SHAPES_OF_STEPS).items():
         measured = sum(seconds for work, seconds in found if work.label != "sample")

@@ -19,11 +19,12 @@ from galley.cli.bench import process
 from galley.cli.bench.serve import Bench, Prompts, read_settings
 from galley.cli.bench.startup import connect, end, free_port, serve_command
 from galley.cli.bench.tables import print_table
+from galley.config.resolve import Machine as Host
 from galley.errors import ServerError
 from galley.planning.advice import pool_mib
-from galley.planning.calibrate import this_machine
-from galley.planning.machine import Machine
-from galley.planning.predict import Prediction, predict
+from galley.planning.calibrate import calibration
+from galley.planning.machine import THIS, Machine
+from galley.planning.predict import MemoryPlan, Prediction, fit, predict
 from galley.planning.program import PlannedModel
 from galley.planning.simulate import Workload
 
@@ -46,17 +47,23 @@ def verify(model: PlannedModel, workload: Workload, engine: dict[str, Any], as_j
     return 0
 
 
-def machine_now(model: PlannedModel) -> Machine:
-    """This machine, measured with the model's formats and sizes, as it is beside a client."""
-    machine = this_machine(model.formats, model.numbers, model.sizes, model.threads, fresh=True)
-    return msgspec.structs.replace(machine, row_seconds=_TOKEN * machine.row_seconds)
+def calibrated(model: PlannedModel) -> Callable[[], Machine]:
+    """A function that measures this machine now, with the model's formats and sizes, as it is
+    beside a client."""
+    now = calibration(model.formats, model.numbers, model.sizes, model.threads)
+
+    def beside_client() -> Machine:
+        machine = now()
+        return msgspec.structs.replace(machine, row_seconds=_TOKEN * machine.row_seconds)
+
+    return beside_client
 
 
 def measure(
     model: PlannedModel,
     workload: Workload,
     engine: dict[str, Any],
-    machine: Callable[[PlannedModel], Machine] = machine_now,
+    calibrate: Callable[[PlannedModel], Callable[[], Machine]] = calibrated,
 ) -> dict[str, Any]:
     """Serve the model as planned, send it the workload, and measure the machine before and after.
 
@@ -65,15 +72,21 @@ def measure(
     ratio of two predictions of the throughput.
     """
     engine = sized(engine, workload)
-    before = machine(model)
-    predictions = [predict(model, before, workload, engine)]
+    room = Machine(THIS, THIS, Host.detect().available_memory, 0.0, {})
+    _, _, memory, _ = fit(model, room, workload, engine)
+    machine = calibrate(model)
+
+    def prediction() -> Prediction:
+        # The server and what measures have a part of the memory now.
+        now = msgspec.structs.replace(machine(), memory=room.memory)
+        return predict(model, now, workload, engine)
+
     loads: list[Served] = []
-    with serving(engine, predictions[0]) as (port, pid):
+    with serving(engine, memory) as (port, pid):
+        predictions = [prediction()]
         while len(loads) < _ROUNDS and sum(load.seconds for load in loads) < _SERVED:
             loads.append(run(port, pid, workload, engine.get("tokenizer"), len(loads)))
-            # The server has a part of the memory now.
-            after = msgspec.structs.replace(machine(model), memory=before.memory)
-            predictions.append(predict(model, after, workload, engine))
+            predictions.append(prediction())
     speeds = [predicted.output_tokens for predicted in predictions]
     return {
         "model": predictions[0].model,
@@ -171,9 +184,9 @@ def resident(pid: int) -> int:
 
 
 @contextmanager
-def serving(engine: dict[str, Any], predicted: Prediction) -> Iterator[tuple[int, int]]:
-    """A server with the predicted KV cache, as (port, process id); ended in the end."""
-    port, pool = free_port(), {"kv_cache_memory_bytes": f"{pool_mib(predicted.memory)}M"}
+def serving(engine: dict[str, Any], memory: MemoryPlan) -> Iterator[tuple[int, int]]:
+    """A server with the planned KV cache, as (port, process id); ended in the end."""
+    port, pool = free_port(), {"kv_cache_memory_bytes": f"{pool_mib(memory)}M"}
     address = ["--host", "127.0.0.1", "--port", str(port)]
     with tempfile.TemporaryFile() as log:
         begin = time.perf_counter()

@@ -140,27 +140,54 @@ def this_machine(
     return _machine(measured, [_name(fmt, numbers, sizes) for fmt in formats], threads)
 
 
+def calibration(
+    formats: Sequence[WeightFormat], numbers: KVFormat, sizes: Sizes, threads: int
+) -> Callable[[], Machine]:
+    """A function that measures this machine now, in memory that is allocated once: memory that is
+    freed goes back to the host of a virtual machine, which slows the next seconds down."""
+    peak = measure_limits(threads).peak
+    steps = {_name(fmt, numbers, sizes): _steps(fmt, numbers, sizes, threads) for fmt in formats}
+
+    def now() -> Machine:
+        speeds = {name: _speed(found) for name, found in steps.items()}
+        return _machine(Measured(peak, host_times(threads), speeds), list(steps), threads)
+
+    return now
+
+
 def measure(fmt: WeightFormat, numbers: KVFormat, sizes: Sizes, threads: int) -> Speed:
     """Time the operations of steps whose weights have this format."""
+    return _speed(_steps(fmt, numbers, sizes, threads))
+
+
+def _steps(fmt: WeightFormat, numbers: KVFormat, sizes: Sizes, threads: int) -> SyntheticSteps:
+    """A model of these sizes whose weights have this format."""
     dense: Dense = "f32" if fmt.name == "f32" else "bf16"
     backend = open_backend("cpu", dense, threads, kv=numbers)
     longest = CONTEXT + max(PROMPTS)
     config = _config(fmt, sizes)
     info = ModelInfo(ARCHITECTURE, config, config["vocab_size"], longest, "bfloat16")
     model = model_spec(info).build(_Weights(fmt), Stage(longest))
+    return SyntheticSteps(model, backend, numbers, _shapes())
+
+
+def _shapes() -> list[Shape]:
+    """The steps that are measured, those of few rows first."""
     decodes = [Shape(rows, CONTEXT, 1) for rows in ROWS]
-    prompts = [Shape(1, 0, tokens) for tokens in PROMPTS]
-    steps = SyntheticSteps(model, backend, numbers, [*decodes, *prompts])
+    return [*decodes, *(Shape(1, 0, tokens) for tokens in PROMPTS)]
+
+
+def _speed(steps: SyntheticSteps) -> Speed:
     speed = Speed(0.0, {}, 0.0, 0.0, 0.0)
     small: list[tuple[float, float]] = []
-    for shape, found in steps.means([*decodes, *prompts]).items():
+    for shape, found in steps.means(_shapes()).items():
         totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         read = np.zeros(2)
         for work, seconds in found:
             attends = work.weights.startswith("attention")
             if work.label == "sample":
-                if shape == decodes[-1]:
-                    speed.sample_seconds = seconds / (shape.rows * info.vocab_size)
+                if shape.rows == ROWS[-1]:
+                    speed.sample_seconds = seconds / (shape.rows * steps.vocab)
             elif not work.weights and work.label != "embedding":
                 small.append((work.elements, seconds))
             elif work.weights and (attends or work.rows == shape.tokens):

@@ -112,7 +112,7 @@ def predict(
         ConfigError: flags contradict each other, or the workload exceeds the model's length.
     """
     check(model, workload)
-    ranks, config, memory, blocks = _fit(model, machine, workload, engine or {})
+    ranks, config, memory, blocks = fit(model, machine, workload, engine or {})
     step = step_model(model, machine, ranks)
     executor = stand_in(model, config, blocks)
     engines = machine.devices // ranks
@@ -195,11 +195,11 @@ def stand_in(model: PlannedModel, config: EngineConfig, num_blocks: int) -> Stan
     return StandIn(model.layout.groups, num_blocks, config.scheduler.max_num_seqs, length)
 
 
-def _fit(
+def fit(
     model: PlannedModel, machine: Machine, workload: Workload, engine: dict[str, Any]
 ) -> tuple[int, EngineConfig, MemoryPlan, int]:
     """The fewest devices on which the model and one request fit (a power of two), the resolved
-    configuration, the memory of one device, and the blocks of the KV cache."""
+    configuration, the memory of one device, and the blocks of the KV cache. Raises as `predict`."""
     length = workload.prompt + workload.output
     wanted = {"max_model_len": max(length, engine.get("max_model_len") or 0), **engine}
     config = from_kwargs(wanted, "server")

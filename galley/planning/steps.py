@@ -117,7 +117,7 @@ class SyntheticSteps:
     ) -> None:
         longest = max(shape.context + shape.new for shape in shapes)
         rows = max(shape.rows for shape in shapes)
-        self.kv_layers = list(model.kv_layers)
+        self.kv_layers, self.vocab = list(model.kv_layers), model.vocab_size
         tokens = max(shape.tokens for shape in shapes)
         executable = backend.build(model, StepLimits(tokens, rows, rows))
         assert isinstance(executable, CpuExecutable)
