@@ -325,7 +325,7 @@ void bind_drafts(nb::module_& m) {
   nb::class_<StepCosts>(m, "StepCosts", "Seconds of steps by their tokens; see csrc/draft_lengths.h.")
       .def(nb::init<int64_t>(), "most"_a)
       .def("record", &StepCosts::record, "tokens"_a, "seconds"_a, "drafts"_a, "A step took so long.")
-      .def("is_fresh", &StepCosts::is_fresh, "tokens"_a, "Whether a step was measured lately.")
+      .def("age", &StepCosts::age, "tokens"_a, "Steps since one was measured.")
       .def("known", &StepCosts::known, "tokens"_a, "Seconds as measured, or 0.")
       .def("curve", &StepCosts::curve, "tokens"_a, "more"_a, "Seconds of tokens ... tokens + more.");
   nb::class_<DraftLengths>(m, "DraftLengths", "How many drafts pay; see csrc/draft_lengths.h.")

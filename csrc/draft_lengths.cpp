@@ -9,8 +9,8 @@ namespace {
 
 // A measured time is the mean of so many last measurements, later ones weighing less.
 constexpr double kMostTimes = 5;
-// A measurement is fresh for so many steps, and counts for so many.
-constexpr int64_t kFresh = 128, kKept = 4096;
+// A measurement counts for so many steps.
+constexpr int64_t kKept = 4096;
 // The assumed cost of one more token, as a fraction of a step, before it has been measured.
 constexpr double kPriorSlope = 0.04;
 
@@ -23,6 +23,8 @@ constexpr double kUnknownTries = 2.0, kUnknownFirst = 0.5, kUnknownLater = 0.8;
 
 // Drafts are taken where they promise so much more speed than none.
 constexpr double kMargin = 1.03;
+// What measuring steps without drafts may cost: this part of the speed.
+constexpr double kMeasuring = 1.0 / 128;
 
 }  // namespace
 
@@ -52,10 +54,10 @@ void StepCosts::record(int64_t tokens, double seconds, bool drafts) {
   for (Place& each : places_) each.seconds *= mean / known;
 }
 
-bool StepCosts::is_fresh(int64_t tokens) const {
-  if (tokens < 0 || tokens >= static_cast<int64_t>(places_.size())) return false;
+int64_t StepCosts::age(int64_t tokens) const {
+  if (tokens < 0 || tokens >= static_cast<int64_t>(places_.size())) return kKept;
   const Place& place = places_[static_cast<size_t>(tokens)];
-  return place.seconds > 0 && step_ - place.step < kFresh;
+  return place.seconds > 0 ? step_ - place.step : kKept;
 }
 
 double StepCosts::known(int64_t tokens) const {
@@ -166,7 +168,7 @@ int64_t DraftLengths::choose(const int32_t* lengths, const int64_t* slots, int64
     std::copy_n(drafts.ids + i * width_, count, ids_.data() + slots[i] * width_);
   }
   const int64_t total = static_cast<int64_t>(chances_.size());
-  if (total == 0 || num_rows + total > most_ || !costs_.is_fresh(num_rows)) return -1;
+  if (total == 0 || num_rows + total > most_ || costs_.age(num_rows) >= kKept) return -1;
   best_ = chances_;
   std::sort(best_.begin(), best_.end(), std::greater<>());
   const std::vector<double> curve = costs_.curve(num_rows, total);
@@ -177,6 +179,10 @@ int64_t DraftLengths::choose(const int32_t* lengths, const int64_t* slots, int64
     const double speed = tokens / (curve[k + 1] + seconds);
     if (speed > fastest) fastest = speed, least = best_[k];
   }
+  if (least > 1) return 0;
+  // The less drafts bring, the more often what they are compared with is measured.
+  const double gain = fastest * curve[0] / static_cast<double>(num_rows);
+  if (kMeasuring * static_cast<double>(costs_.age(num_rows)) > 1 - 1 / gain) return -1;
   int64_t taken = 0;
   const double* own = chances_.data();
   for (int64_t i = 0; i < n; own += drafts.counts[i++]) {

@@ -17,8 +17,8 @@ class StepCosts {
   // A step of nothing but decode rows took so long. Without drafts it also shows how fast the machine is now:
   // what is known of other steps changes by the same factor.
   void record(int64_t tokens, double seconds, bool drafts);
-  // Whether a step of so many tokens was measured lately.
-  bool is_fresh(int64_t tokens) const;
+  // Steps since one of so many tokens was measured; many where none was.
+  int64_t age(int64_t tokens) const;
   // Seconds of a step of so many tokens as measured; 0 where there is no measurement.
   double known(int64_t tokens) const;
   // Seconds of steps of tokens .. tokens + more tokens; `tokens` has been measured. Up to the next measurement
