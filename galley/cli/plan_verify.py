@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from http.client import HTTPConnection
 from pathlib import Path
 from statistics import fmean, harmonic_mean
 from typing import Any, NamedTuple
@@ -185,7 +186,8 @@ def resident(pid: int) -> int:
 
 @contextmanager
 def serving(engine: dict[str, Any], memory: MemoryPlan) -> Iterator[tuple[int, int]]:
-    """A server with the planned KV cache, as (port, process id); ended in the end."""
+    """A server with the planned KV cache that has loaded its model, as (port, process id); ended in
+    the end."""
     port, pool = free_port(), {"kv_cache_memory_bytes": f"{pool_mib(memory)}M"}
     address = ["--host", "127.0.0.1", "--port", str(port)]
     with tempfile.TemporaryFile() as log:
@@ -195,6 +197,7 @@ def serving(engine: dict[str, Any], memory: MemoryPlan) -> Iterator[tuple[int, i
         )
         try:
             connect(port, server, begin).close()
+            wait_until_loaded(port)
             yield port, server.pid
         except OSError as e:
             log.seek(0)
@@ -202,3 +205,15 @@ def serving(engine: dict[str, Any], memory: MemoryPlan) -> Iterator[tuple[int, i
             raise ServerError(f"the server did not serve ({e}): {output}") from e
         finally:
             end(server)
+
+
+def wait_until_loaded(port: int) -> None:
+    """Wait for the model of a server that listens. Raises OSError if the server ends instead."""
+    while True:
+        connection = HTTPConnection("127.0.0.1", port)
+        connection.request("GET", "/health")
+        status = connection.getresponse().status
+        connection.close()
+        if status == 200:
+            return
+        time.sleep(0.05)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from galley.cli.plan_verify import measure
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+from galley.cli.plan_verify import measure, wait_until_loaded
 from galley.planning.machine import Machine
 from galley.planning.program import planned_model
 from galley.planning.simulate import Workload
@@ -23,3 +26,20 @@ def test_predicted_and_measured() -> None:
     assert 0.75 < figures["memory, MB"]["ratio"] < 1.25
     assert row["foreign_cores"] >= 0
     assert row["drift"] == 1
+
+
+def test_a_server_that_loads_is_waited_for() -> None:
+    statuses = [503, 503, 200, 200]
+
+    class Loading(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(statuses.pop(0) if self.path == "/health" else 404)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Loading) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        wait_until_loaded(server.server_port)
+        server.shutdown()
+        thread.join()
+    assert statuses == [200]
