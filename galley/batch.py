@@ -165,7 +165,7 @@ class StepPlan(msgspec.Struct):
     @property
     def num_drafts(self) -> I32:
         """[n] drafts of each row."""
-        return accepted_drafts(self.num_sampled)
+        return drafts_among(self.num_sampled)
 
 
 class LogprobColumns(msgspec.Struct):
@@ -243,10 +243,11 @@ class StepResult(msgspec.Struct):
     errors: dict[int, Failure] = {}
 
 
-def accepted_drafts(num_sampled: I32) -> I32:
-    """Accepted drafts of each row, [n], of which so many sampled tokens count."""
-    accepted: I32 = np.maximum(num_sampled - 1, 0)
-    return accepted
+def drafts_among(num_sampled: I32) -> I32:
+    """Drafts of each row, [n], that samples so many tokens; of the tokens that count, those that
+    were accepted. The last token is no draft."""
+    drafts: I32 = np.maximum(num_sampled - 1, 0)
+    return drafts
 
 
 class TableAddresses(NamedTuple):
@@ -331,7 +332,7 @@ class RequestTable:
         num_new = plan.num_new
         if len(plan.draft_ids):  # tokens computed for rejected drafts do not count
             sampled = counts - result.num_forced if len(result.num_forced) else counts
-            num_new = num_new - (plan.num_drafts - accepted_drafts(sampled))
+            num_new = num_new - (plan.num_drafts - drafts_among(sampled))
         self.num_computed[slots] += num_new
         total = len(result.token_ids)
         if not total:

@@ -90,7 +90,10 @@ class _Weights(ShapeSource):
         shape = matrix.num_outputs, matrix.num_inputs
         data = self._memory.allocate(self._format.num_bytes(shape))
         # Also zeros are written: in pages of their own, not one page that stays in the caches.
-        data[:] = np.resize(_RANDOM, len(data)) if self._format.name == "bf16" else 0
+        numbers = _RANDOM if self._format.name == "bf16" else np.zeros_like(_RANDOM)
+        for start in range(0, len(data), len(numbers)):
+            part = data[start : start + len(numbers)]
+            part[:] = numbers[: len(part)]
         return [PackedWeight(self._format, shape, data)]
 
     def vector(self, vector: Any) -> NDArray[np.float32]:

@@ -39,8 +39,7 @@ def file_state(status: os.stat_result, checksum: int) -> FileState | None:
         boot = _BOOT.read_text().strip()
     except OSError:
         return None
-    settled = SETTLED_NS if status.st_ctime_ns % 10**9 else SECONDS_SETTLED_NS
-    if abs(time.time_ns() - status.st_ctime_ns) < settled:
+    if abs(time.time_ns() - status.st_ctime_ns) < _settling(status):
         return None
     times = status.st_ctime_ns, status.st_mtime_ns
     return [boot, status.st_dev, status.st_ino, status.st_size, *times, checksum]
@@ -82,7 +81,12 @@ def mark_when_settled(path: Path, checksum: int) -> None:
         if now == before:
             mark_verified(path, file_state(status, checksum))
 
-    threading.Timer(SETTLED_NS / 1e9 + 0.1, mark).start()
+    threading.Timer(_settling(written) / 1e9 + 0.1, mark).start()
+
+
+def _settling(status: os.stat_result) -> int:
+    """Nanoseconds after a file's change in which another one might not show."""
+    return SETTLED_NS if status.st_ctime_ns % 10**9 else SECONDS_SETTLED_NS
 
 
 def _read_index(folder: Path) -> dict[str, object]:

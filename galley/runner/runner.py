@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.batch import RequestTable, StepPlan, StepResult, accepted_drafts, max_logit_rows
+from galley.batch import RequestTable, StepPlan, StepResult, drafts_among, max_logit_rows
 from galley.config import EngineConfig, ModelInfo
 from galley.config.pooling import pooling_settings
 from galley.kernels.backend import Executable, MemoryAllocator, StepLimits, kv_layout
@@ -311,7 +311,7 @@ class Runner:
         if self._adapters is not None and self._adapters.errors:
             result.errors |= self._adapters.errors
         if self._rewinds and len(plan.draft_ids):
-            num_kept = accepted_drafts(result.num_sampled)
+            num_kept = drafts_among(result.num_sampled)
             if (num_kept < plan.num_drafts).any():
                 executable.rewind(plan, num_kept)
         if self._speculator is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from galley.batch import I32, StepPlan, StepResult, accepted_drafts
+from galley.batch import I32, StepPlan, StepResult, drafts_among
 from galley.messages import DraftStats
 
 
@@ -27,7 +27,7 @@ class DraftCounts:
         sampled = result.num_sampled
         if len(result.num_forced):
             sampled = sampled - result.num_forced
-        drafts, accepted = plan.num_drafts, accepted_drafts(sampled)
+        drafts, accepted = plan.num_drafts, drafts_among(sampled)
         right = int(accepted.sum())
         self.num_accepted += right
         self.num_rejected += len(plan.draft_ids) - right

@@ -26,6 +26,7 @@ from galley.batch import (
     RequestTable,
     StepPlan,
     StepResult,
+    drafts_among,
     ragged_positions,
 )
 from galley.kv import Hit, KVCacheManager
@@ -262,7 +263,7 @@ class Scheduler:
 
     def _draft_ids(self, columns: StepColumns) -> I32:
         """The plan's `draft_ids`."""
-        counts = np.maximum(columns.num_sampled - 1, 0)
+        counts = drafts_among(columns.num_sampled)
         rows = np.repeat(columns.slots, counts)
         positions = ragged_positions(counts, self.table.num_tokens[columns.slots])
         return self.table.token_ids[rows, positions]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from galley.batch import StepPlan, accepted_drafts
+from galley.batch import StepPlan, drafts_among
 from galley.engine.build import build_core
 from galley.executor.local import LocalExecutor
 from galley.executor.loopback import LoopbackExecutor
@@ -107,7 +107,7 @@ class Watched(LocalExecutor):
     def sample(self, mask=None):
         result = super().sample(mask)
         if len(self.plan.draft_ids):
-            drafts, accepted = self.plan.num_drafts, accepted_drafts(result.num_sampled)
+            drafts, accepted = self.plan.num_drafts, drafts_among(result.num_sampled)
             self.accepted += int(accepted.sum())
             self.rejected += int((drafts - accepted).sum())
         return result
