@@ -194,20 +194,21 @@ def _speed(steps: SyntheticSteps) -> Speed:
             elif not work.weights and work.label != "embedding":
                 small.append((work.elements, seconds))
             elif work.weights and (attends or work.rows == shape.tokens):
-                totals[work.weights][0] += work.operations
-                totals[work.weights][1] += seconds
+                for key in filter(None, (work.matrix, work.weights)):
+                    totals[key][0] += work.operations
+                    totals[key][1] += seconds
             if work.weights and not attends:
                 read += work.bytes, seconds
         if shape.tokens == 1:
             speed.read = float(read[0] / read[1])
+            speed.op_seconds = float(np.mean([seconds for _, seconds in small]))
         for key, (operations, seconds) in totals.items():
             rows = shape.new if key.startswith("attention") else shape.tokens
             speed.rates.setdefault(key, []).append((rows, operations / seconds))
     for key, curve in speed.rates.items():
         speed.rates[key] = _smooth(curve)
     elements, times = np.array(small).T
-    few, many = elements <= np.quantile(elements, 0.2), elements >= np.quantile(elements, 0.8)
-    speed.op_seconds = float(np.median(times[few]))
+    many = elements >= np.quantile(elements, 0.8)
     speed.element_seconds = float(
         np.median(np.maximum(times[many] - speed.op_seconds, 0) / elements[many])
     )
@@ -215,15 +216,15 @@ def _speed(steps: SyntheticSteps) -> Speed:
 
 
 def _config(fmt: WeightFormat, sizes: Sizes) -> dict[str, Any]:
-    """The config.json of a Llama of these sizes, with all layers, or so many that the caches hold
-    few of its weights: as in a step of the model."""
+    """The config.json of a Llama of these sizes, with so many layers that the caches hold as much
+    of its weights as in a step of the model: of its bytes, or of more than the caches hold."""
     heads, kv_heads, head_dim = sizes.heads, sizes.kv_heads, sizes.head_dim
     hidden, inner = min(sizes.hidden, _HIDDEN), min(sizes.intermediate, _INTERMEDIATE)
     shapes = [(2 * inner, hidden), (hidden, inner), (hidden, heads * head_dim)]
     shapes.append(((heads + 2 * kv_heads) * head_dim, hidden))
     layer = sum(fmt.num_bytes(shape) for shape in shapes)
     vocab = min(sizes.vocab, _VOCAB)
-    others = max(beyond_caches() - fmt.num_bytes((vocab, hidden)), 1)
+    others = max(min(beyond_caches(), sizes.weights) - fmt.num_bytes((vocab, hidden)), 1)
     return {
         "architectures": [ARCHITECTURE],
         "hidden_size": hidden,

@@ -30,8 +30,8 @@ class Machine(msgspec.Struct, frozen=True):
         read: bytes per second that kernels read from the memory of one device.
         peak: operations per second that kernels reach on one device, by number format; a
             multiply-add is two.
-        rates: measured speeds of products and attention, by `Work.weights`: of whole operations,
-            with reading the weights.
+        rates: measured speeds of products and attention, by `Work.matrix` and `Work.weights`: of
+            whole operations, with reading the weights.
         op_seconds: of an operation besides its work, where its speed was not measured.
         element_seconds: of an activation that is read or written.
         sample_seconds: of a logit that is sampled from.

@@ -24,7 +24,7 @@ from galley.runner.memory import NULL_BLOCKS, MemoryUse, fit_length, kv_capacity
 from galley.runner.runner import step_limits
 
 #: Bytes of a server's processes without a model: launcher, API server, engine.
-PROCESSES = 130_000_000
+PROCESSES = 122_000_000
 #: Blocks of a pool for a load, beyond those that it holds at most.
 SPARE = 1.05
 

@@ -34,7 +34,7 @@ _LARGE_PAGE = 2 << 20
 
 
 class Sizes(NamedTuple):
-    """Sizes of a model, as far as the speed of its kernels depends on them."""
+    """Sizes of a model, as far as the speed of its kernels depends on them. `weights`: bytes."""
 
     hidden: int
     intermediate: int
@@ -43,6 +43,7 @@ class Sizes(NamedTuple):
     head_dim: int
     layers: int
     vocab: int
+    weights: int
 
 
 class PlannedModel(msgspec.Struct, frozen=True):
@@ -100,10 +101,10 @@ class PlannedModel(msgspec.Struct, frozen=True):
         layers = [n for n in self.nodes if n.op == "attention" and isinstance(n.layer, KVLayer)]
         if not layers:
             heads = max(self.hidden // 64, 1)
-            return Sizes(self.hidden, inner, heads, 1, 64, 8, vocab)
+            return Sizes(self.hidden, inner, heads, 1, 64, 8, vocab, self.weight_bytes)
         kv = cast(KVLayer, layers[0].layer)
         of_heads = layers[0].ints["heads"], kv.kv_heads, kv.head_dim
-        return Sizes(self.hidden, inner, *of_heads, len(layers), vocab)
+        return Sizes(self.hidden, inner, *of_heads, len(layers), vocab, self.weight_bytes)
 
     def activation_bytes(self, limits: StepLimits) -> int:
         """Buffers of the largest step, as the CPU backend lays them out."""

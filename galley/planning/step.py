@@ -152,7 +152,7 @@ class StepModel:
         if not work.bytes and not work.operations:
             return work.elements * machine.element_seconds / ranks, "overhead"
         reading = work.bytes / machine.read
-        curve = machine.rates.get(work.weights)
+        curve = machine.rates.get(work.matrix) or machine.rates.get(work.weights)
         if curve and work.weights.startswith("attention"):
             computing = work.operations / interpolate(curve, work.rows)
         elif curve:  # measured with the weights read: reading is part of it

@@ -72,6 +72,7 @@ class Work:
         arithmetic: number format of its multiply-adds.
         weights: format of its weights and of the rows that they are multiplied with, by which its
             speed is measured; "" = it has none.
+        matrix: `weights` with their shape, for which a speed of its own may be measured.
         rows: that each weight is multiplied with.
         elements: of activations that it reads and writes, if it does nothing else.
     """
@@ -81,6 +82,7 @@ class Work:
     operations: float = 0.0
     arithmetic: str = "f32"
     weights: str = ""
+    matrix: str = ""
     rows: float = 0.0
     elements: float = 0.0
 
@@ -215,11 +217,13 @@ def _linear(node: Node, weight: PackedWeight | ShapeWeight, load: Load) -> Work:
     fused = ("", " + silu·mul", " + gelu·mul")[node.ints.get("epilogue", 0)]
     fused += f" + {FUNCTIONS[node.ints['function']]}" if "function" in node.ints else ""
     fused += " + add" if node.ints.get("accumulate") else ""
+    weights = weights_key(weight.format, node.reads["x"].kind.name)
     return Work(
         f"linear {weight.format.name} {k}→{n}{fused}",
         bytes=weight.num_bytes,
         operations=2 * rows * n * k,
         arithmetic=_ARITHMETIC[node.reads["x"].kind],
-        weights=weights_key(weight.format, node.reads["x"].kind.name),
+        weights=weights,
+        matrix=f"{weights} {k}→{n}",
         rows=rows,
     )

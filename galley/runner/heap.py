@@ -1,9 +1,11 @@
-"""Returns freed memory to the operating system."""
+"""Memory of the C library's allocator: freed parts of it go back to the operating system."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+
+_M_ARENA_MAX = -8  # malloc.h
 
 
 def collect_and_trim() -> None:
@@ -25,3 +27,13 @@ def trim() -> None:
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
     if malloc_trim is not None:
         malloc_trim(0)
+
+
+def share_one_heap() -> None:
+    """Have threads that start from now on allocate from the heaps that there are. What is freed at
+    the end of a heap goes back to the system only from the first one: each thread that packs
+    weights would keep some megabytes.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc only
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)

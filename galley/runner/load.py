@@ -26,6 +26,7 @@ from galley.loader.tensor import TensorHeader
 from galley.models.decoder import Stage
 from galley.models.registry import build_model
 from galley.runner.cache_files import mark_used
+from galley.runner.heap import share_one_heap
 from galley.runner.packed_file import PackedFile
 from galley.runner.weight_cache import CacheMiss, RecordingWeights, StoredWeights
 
@@ -120,6 +121,7 @@ def load_model(
             )
     weights = CheckpointWeights(counted, backend, group)
     if threads > 1:
+        share_one_heap()
         shapes = ShapeSource(group, backend.interleave_gate_up)
         build_model(model_info, shapes, stage)
         size = sum(tensor_bytes(checkpoint.header(name)) for name in checkpoint.names())
