@@ -34,7 +34,9 @@ class Lengths(Protocol):
     proposing; `choose` that of proposing `drafts`.
     """
 
+    def enter(self, slot: int) -> None: ...
     def clear(self, slots: NDArray[np.intp]) -> None: ...
+    def rests(self) -> bool: ...
     def stepped(self, plan: StepPlan, seconds: float) -> None: ...
     def asks(self, slots: NDArray[np.intp]) -> NDArray[np.bool_]: ...
     def most(self, table: RequestTable, slots: NDArray[np.intp], num_rows: int) -> I32: ...
@@ -58,8 +60,14 @@ class FixedLengths:
     def __init__(self, width: int, by_batch: tuple[tuple[int, int, int], ...] = ()) -> None:
         self._width, self._by_batch = width, by_batch
 
+    def enter(self, slot: int) -> None:
+        pass
+
     def clear(self, slots: NDArray[np.intp]) -> None:
         pass
+
+    def rests(self) -> bool:
+        return False
 
     def stepped(self, plan: StepPlan, seconds: float) -> None:
         pass
@@ -107,11 +115,18 @@ class AdaptiveLengths:
         self._is_usual = True
         #: [slots] times that a sequence was asked about in a row and got none
         self._unpaid = np.zeros(num_slots, np.int32)
+        #: slots of sequences that are asked about at each step
+        self._awake: set[int] = set()
         self._turn = 0
+
+    def enter(self, slot: int) -> None:
+        """A sequence that may have drafts comes into a slot."""
+        self._awake.add(slot)
 
     def clear(self, slots: NDArray[np.intp]) -> None:
         for slot in slots.tolist():
             self._lengths.clear(slot)
+            self._awake.discard(slot)
         self._unpaid[slots] = 0
         self._follows[slots] = False
 
@@ -121,9 +136,13 @@ class AdaptiveLengths:
         if tokens == plan.num_sampled.sum():
             self._lengths.record(tokens, seconds, len(plan.draft_ids) > 0)
 
+    def rests(self) -> bool:
+        """Begin a step; whether the proposer is asked about no sequence in it."""
+        self._turn = (self._turn + 1) % _REST_STEPS
+        return self._is_free and self._turn != 0 and not self._awake
+
     def asks(self, slots: NDArray[np.intp]) -> NDArray[np.bool_]:
         """[n] which of `slots` the proposer is asked about: none that has long had no drafts."""
-        self._turn = (self._turn + 1) % _REST_STEPS
         if not self._turn:
             return np.ones(len(slots), np.bool_)
         asked: NDArray[np.bool_] = self._unpaid[slots] < _PATIENCE
@@ -183,4 +202,7 @@ class AdaptiveLengths:
             self._unpaid[slots] += 1
             if taken > 0:
                 self._unpaid[slots[chosen > 0]] = 0
+            asleep = self._unpaid[slots] >= _PATIENCE
+            self._awake.difference_update(slots[asleep].tolist())
+            self._awake.update(slots[~asleep].tolist())
         return chosen

@@ -51,6 +51,7 @@ class Speculator:
             params = row.params
             if isinstance(params, SamplingParams) and params.speculative:
                 self._off.discard(row.slot)
+                self._lengths.enter(row.slot)
             else:
                 self._off.add(row.slot)
             self._proposer.enter(row)
@@ -68,6 +69,8 @@ class Speculator:
             table: with the tokens just sampled.
             eligible: [n] rows that may get drafts.
         """
+        if self._lengths.rests():
+            return np.zeros(len(plan.slots) + 1, np.int32), EMPTY_I32
         begin = perf_counter()
         slots = plan.slots.astype(np.intp)
         eligible = eligible & self._lengths.asks(slots)

@@ -136,9 +136,10 @@ def test_a_sequence_that_long_had_no_drafts_is_asked_about_now_and_then() -> Non
     simulation = Simulation(2, flat, 0.0)
     simulation.run(100)
     lengths, slots = simulation.lengths, np.arange(2)
-    assert sum(lengths.asks(slots)[0] for _ in range(80)) == 10
+    assert sum(not lengths.rests() and lengths.asks(slots)[0] for _ in range(80)) == 10
     lengths.clear(np.array([1]))
-    assert all(lengths.asks(slots)[1] for _ in range(80))
+    lengths.enter(1)
+    assert all(not lengths.rests() and lengths.asks(slots)[1] for _ in range(80))
 
 
 def test_what_it_takes_to_propose_counts() -> None:
