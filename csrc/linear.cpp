@@ -7,6 +7,10 @@
 //   function? (of each number of the result: one of `elementwise` that has no parameters).
 // Tile: one panel, or two where they share a group of out, for up to 240 rows.
 //
+// Op `linear_argmax`: in each row of the result, as float32, the index of the largest number, the lowest of equal
+// ones; -1 where the largest is not finite or one is no number. As `linear`, but for int32 token_ids [rows]
+// instead of out.
+//
 // Op `adapted_linear`: the same with what the adapters of the rows add: out = x @ W.T (+ bias) + B low.
 // Pointers: low (of adapter_shrink), adapters, parts (int32 [count][4], as of adapter_expand; each
 //   begins at a multiple of 16 outputs). Ints: count, first_input, first_output, inputs, max_rank,
@@ -14,10 +18,13 @@
 #include "linear.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "linear_kernel.h"
+#include "sample.h"
 #include "scratch.h"
 
 namespace galley {
@@ -27,13 +34,35 @@ namespace {
 
 class Linear : public Op {
  public:
-  explicit Linear(const Args& a) : rows_(a.rows()), kernel_(GALLEY_PICK_TILES(linear_tile)) {
+  explicit Linear(const Args& a) : Linear(a, a.ptr<uint8_t>("out")) {}
+
+  int64_t tiles(const Step& step, int) const override {
+    return chunks(row_count(step, rows_)) * across_;
+  }
+
+  // Few rows are bound by memory: each thread streams contiguous pieces of the weights, all of its
+  // share if that is small.
+  int64_t grain(const Step& step) const override {
+    return row_count(step, rows_) <= kStreamRows
+               ? std::max<int64_t>(1, kStreamBytes / (job_.weight.panel_bytes() * panels_per_tile_))
+               : 1;
+  }
+
+  void run(const Step& step, int64_t begin, int64_t end, int) override {
+    each_run(step, begin, end, 0, [this](int64_t panel, int64_t panels, int64_t row, int64_t end_row,
+                                         uint8_t* scratch) {
+      kernel_(job_, panel, panels, row, end_row, scratch);
+    });
+  }
+
+ protected:
+  Linear(const Args& a, uint8_t* out) : rows_(a.rows()), kernel_(GALLEY_PICK_TILES(linear_tile)) {
     LinearJob& j = job_;
     j.weight = weight_layout(a);
     j.data = a.ptr<uint8_t>("weight");
     j.float8 = is_float8(j.weight, j.data);
     j.x = a.ptr<uint8_t>("x");
-    j.out = a.ptr<uint8_t>("out");
+    j.out = out;
     j.bias = a.ptr_or_null<float>("bias");
     j.x_kind = a.kind("x_kind");
     j.x_bytes = activation_bytes(j.x_kind, j.weight.k);
@@ -49,36 +78,29 @@ class Linear : public Op {
     across_ = (j.weight.panels() + panels_per_tile_ - 1) / panels_per_tile_;
   }
 
-  int64_t tiles(const Step& step, int) const override {
-    return chunks(row_count(step, rows_)) * across_;
-  }
-
-  // Few rows are bound by memory: each thread streams contiguous pieces of the weights, all of its
-  // share if that is small.
-  int64_t grain(const Step& step) const override {
-    return row_count(step, rows_) <= kStreamRows
-               ? std::max<int64_t>(1, kStreamBytes / (job_.weight.panel_bytes() * panels_per_tile_))
-               : 1;
-  }
-
-  void run(const Step& step, int64_t begin, int64_t end, int) override {
+  // Calls run(panel, panels, first row, last row + 1, scratch) for tiles [begin, end): those of a chunk of rows
+  // together. Behind the kernel's scratch memory there is room for so many more floats.
+  template <class Run>
+  void each_run(const Step& step, int64_t begin, int64_t end, int64_t more, const Run& run) const {
     const int64_t rows = row_count(step, rows_), chunk_count = chunks(rows);
-    auto* scratch = reinterpret_cast<uint8_t*>(
-        thread_scratch(linear_scratch_bytes(job_.weight, job_.x_kind) / static_cast<int64_t>(sizeof(float))));
+    auto* scratch = reinterpret_cast<uint8_t*>(thread_scratch(scratch_floats() + more));
     for (int64_t tile = begin; tile < end;) {
-      // All tiles of one chunk go to the kernel together.
       const int64_t chunk = tile / across_, last = std::min(end, (chunk + 1) * across_);
       const int64_t panel = tile % across_ * panels_per_tile_;
       const int64_t panels = std::min((last - tile) * panels_per_tile_,
                                       job_.weight.panels() - panel);
-      kernel_(job_, panel, panels, rows * chunk / chunk_count, rows * (chunk + 1) / chunk_count,
-              scratch);
+      run(panel, panels, rows * chunk / chunk_count, rows * (chunk + 1) / chunk_count, scratch);
       tile = last;
     }
   }
+  // Of the kernel, whole cache lines.
+  int64_t scratch_floats() const {
+    return round_up(linear_scratch_bytes(job_.weight, job_.x_kind), 64) / static_cast<int64_t>(sizeof(float));
+  }
 
- protected:
   LinearJob job_;
+  Dim rows_;
+  decltype(&generic::linear_tile) kernel_;
 
  private:
   static constexpr int64_t kStreamRows = 8, kStreamBytes = 1 << 20;
@@ -107,10 +129,76 @@ class Linear : public Op {
     }
   }
 
-  Dim rows_;
   Elementwise function_{};
-  decltype(&generic::linear_tile) kernel_;
   int64_t panels_per_tile_, across_;
+};
+
+class LinearArgmax final : public Linear {
+ public:
+  explicit LinearArgmax(const Args& a) : Linear(a, nullptr), token_ids_(a.ptr<int32_t>("token_ids")) {
+    if (job_.out_kind != Kind::f32 || job_.accumulate || is_gated(job_.epilogue)) {
+      bad("linear_argmax compares float32 rows of its own");
+    }
+  }
+
+  void plan(const Step& step, int threads) override {
+    threads_ = threads;
+    left_.store(tiles(step, threads), std::memory_order_relaxed);
+    best_.assign(threads * row_count(step, rows_), kNone);
+  }
+
+  void run(const Step& step, int64_t begin, int64_t end, int thread) override {
+    const int64_t all_rows = row_count(step, rows_);
+    RowScan* best = best_.data() + thread * all_rows;
+    each_run(step, begin, end, kBlock + kMostRows * kGap,
+             [&](int64_t panel, int64_t panels, int64_t row, int64_t end_row, uint8_t* scratch) {
+      const int64_t width = std::clamp<int64_t>(kBlock / (kPanel * (end_row - row)), 1, kMostPanels);
+      for (const int64_t stop = panel + panels; panel < stop; panel += width) {
+        scan(panel, std::min(width, stop - panel), row, end_row, scratch, best);
+      }
+    });
+    if (left_.fetch_sub(end - begin, std::memory_order_acq_rel) == end - begin) write(all_rows);
+  }
+
+ private:
+  static constexpr RowScan kNone{-std::numeric_limits<float>::infinity(), -1, false};
+  // Numbers that are compared before they leave the L2 cache, panels of a row among them at most, and numbers
+  // between two rows.
+  static constexpr int64_t kBlock = 1 << 16, kMostPanels = 64, kGap = 16, kMostRows = kChunkRows;
+
+  void scan(int64_t panel, int64_t panels, int64_t row, int64_t end_row, uint8_t* scratch, RowScan* best) const {
+    const float* block = reinterpret_cast<const float*>(scratch) + scratch_floats();
+    const int64_t stride = panels * kPanel + kGap;
+    LinearJob job = job_;
+    job.out_bytes = stride * static_cast<int64_t>(sizeof(float));
+    const int64_t before = row * stride + panel * kPanel;  // where the kernel would begin
+    job.out = reinterpret_cast<uint8_t*>(reinterpret_cast<uintptr_t>(block) - before * sizeof(float));
+    kernel_(job, panel, panels, row, end_row, scratch);
+    const int64_t columns = std::min(panels * kPanel, job.weight.n - panel * kPanel);
+    for (; row < end_row; row++, block += stride) join(best[row], scan_(block, columns), panel * kPanel);
+  }
+
+  static void join(RowScan& into, const RowScan& from, int64_t first) {
+    into.has_nan = into.has_nan || from.has_nan;
+    const auto index = static_cast<int32_t>(first + from.argmax);
+    if (from.argmax < 0 || from.max < into.max || (from.max == into.max && index > into.argmax)) return;
+    into.max = from.max, into.argmax = index;
+  }
+
+  void write(int64_t rows) {
+    for (int64_t row = 0; row < rows; row++) {
+      RowScan found = best_[row];
+      for (int thread = 1; thread < threads_; thread++) join(found, best_[thread * rows + row], 0);
+      const bool broken = found.has_nan || !std::isfinite(found.max);
+      token_ids_[row] = broken ? -1 : found.argmax;
+    }
+  }
+
+  int32_t* token_ids_;
+  decltype(&generic::scan_row) scan_ = GALLEY_PICK(scan_row);
+  int threads_ = 1;
+  std::atomic<int64_t> left_{0};  // tiles
+  std::vector<RowScan> best_;     // [threads][rows] of the tiles that a thread has computed
 };
 
 class AdaptedLinear final : public Linear {
@@ -149,6 +237,7 @@ class AdaptedLinear final : public Linear {
 };
 
 GALLEY_OP(linear, Linear);
+GALLEY_OP(linear_argmax, LinearArgmax);
 GALLEY_OP(adapted_linear, AdaptedLinear);
 
 }  // namespace

@@ -126,12 +126,16 @@ class Executable(Protocol):
         [T, H], the input of layer I).
         """
 
-    def run(self, step: StepInputs, sample: bool, adapted: bool = False) -> None:
+    def run(
+        self, step: StepInputs, sample: bool, adapted: bool = False, greedy: bool = False
+    ) -> None:
         """Run the forward pass and, with `sample`, the sampler. Writes K and V to the cache and
         the results to `logits` and `samples`.
 
         Args:
             adapted: rows may have an adapter: the column `adapter` names its place, -1 = none.
+            greedy: the token of each logit row is that of its largest logit, and nothing else is
+                read: `logits` need not be written.
         """
 
     def sample(self, step: StepInputs) -> None:

@@ -2,15 +2,16 @@
 
     record ─▶ fuse ─▶ plan the arena ─▶ (KV cache) ─▶ _native.Program
 
-The program holds the nodes of the forward pass, in order, then the sampler. Any range of ops can be
-run by itself. With `eager` nothing is fused and each op is a native call of its own, with the same
+The program holds the nodes of the forward pass, in order, then the sampler; behind all others an op
+that takes the largest logit of each row in place of the last node and the sampler. Any range of ops
+can be run by itself. With `eager` nothing is fused and each op is a native call of its own, with the same
 results.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -271,6 +272,9 @@ class CpuExecutable:
         self._masks: LogitMasks | None = None
         self._program: _native.Program | None = None
         self._step_sizes = dict.fromkeys(self._sizes, 0)  # of the last run
+        #: the op that takes the largest logit of each row, if the head is nothing but a product
+        self._argmax: int | None = None
+        self._profiled = False
         self._keepalive: list[Any] = []  # arrays whose addresses native code holds
 
     def kv_layout(self, block_size: int, state_interval: int = 0) -> KVLayout:
@@ -321,9 +325,17 @@ class CpuExecutable:
         for name, array in zip(MASK_COLUMNS, arrays, strict=True):
             bind_column(self._program, name, array)
 
-    def run(self, step: StepInputs, sample: bool, adapted: bool = False) -> None:
+    def run(
+        self, step: StepInputs, sample: bool, adapted: bool = False, greedy: bool = False
+    ) -> None:
         first = len(self.nodes) + 1 if adapted else 0
         last = first + len(self._passes[adapted].nodes) + sample
+        if greedy and sample and not (adapted or self._eager or self._profiled):
+            argmax = self._argmax
+            if argmax is not None:
+                self.run_ops(step, first, last - 2)
+                self.run_ops(step, argmax, argmax + 1)
+                return
         if not self._eager:
             self.run_ops(step, first, last)
             return
@@ -359,11 +371,12 @@ class CpuExecutable:
 
     def profile(self, on: bool) -> None:
         assert self._program is not None
+        self._profiled = on
         self._program.profile(on)
 
     def timings(self) -> list[tuple[str, int, int]]:
         assert self._program is not None
-        return self._program.timings()
+        return self._program.timings()[: self._argmax]
 
     def describe(self) -> str:
         arena = f"arena {self._arena_bytes / 2**20:.1f} MiB for {self._limits}"
@@ -396,6 +409,24 @@ class CpuExecutable:
                 pointers, values = self._cache_arguments(kv, layer)
                 values |= {"units": layer.units, "unit_size": layer.unit_size}
                 program.add("state_rewind", pointers, values)
+        head = self.nodes[-1]
+        if head.op == "linear" and not head.updates and head.writes["out"].is_whole:
+            address = self._addresses(0, int(arena.ctypes.data))
+            pointers, values = pointer_arguments(head, address), dict(self._arguments[0][-1])
+            del pointers["out"]
+            pointers["token_ids"] = self._samples.pointers()["token_ids"]
+            self._argmax = program.add("linear_argmax", pointers, values)
+
+    def _addresses(self, number: int, arena: int) -> Callable[[Buffer], int]:
+        """Where the buffers of a forward pass are; `arena` is the address of their memory."""
+        spans = self._arena_plans[number].spans
+
+        def address_of(buffer: Buffer) -> int:
+            if buffer in self._pinned:
+                return int(self._pinned[buffer].ctypes.data)
+            return arena + spans[buffer].start
+
+        return address_of
 
     def _cache_arguments(
         self, kv: KVMemory, layer: CacheLayer
@@ -411,13 +442,7 @@ class CpuExecutable:
 
     def _add_pass(self, program: _native.Program, kv: KVMemory, number: int, arena: int) -> None:
         """Add a forward pass and a sampler; `arena` is the address of its buffers."""
-        forward, plan = self._passes[number], self._arena_plans[number]
-
-        def address_of(buffer: Buffer) -> int:
-            if buffer in self._pinned:
-                return int(self._pinned[buffer].ctypes.data)
-            return arena + plan.spans[buffer].start
-
+        forward, address_of = self._passes[number], self._addresses(number, arena)
         logits_stride = self._logits.strides[0] // self._logits.itemsize
         for node, values in zip(forward.nodes, self._arguments[number], strict=True):
             pointers, values = pointer_arguments(node, address_of), dict(values)

@@ -317,7 +317,9 @@ class ReferenceExecutable:
         assert self._sampler is not None
         self._sampler.masks = masks
 
-    def run(self, step: StepInputs, sample: bool, adapted: bool = False) -> None:
+    def run(
+        self, step: StepInputs, sample: bool, adapted: bool = False, greedy: bool = False
+    ) -> None:
         assert self._cache is not None, "run before allocate_kv"
         assert self._table is not None, "run before bind"
         ops = Ops(self._reference, adapted=adapted)

@@ -58,6 +58,7 @@ COLUMNS = {
     "repetition": Column(np.float32, 1.0, lambda p, _: p.repetition_penalty),
     "seed": Column(np.uint64, 0, lambda p, _: (p.seed or 0) % 2**64),
 }
+PENALTIES = ("presence", "frequency", "repetition")
 
 
 class LogitRules(msgspec.Struct):
@@ -88,6 +89,8 @@ class SamplingTable:
         num_logprobs, num_prompt_logprobs: int32, k wanted of sampled and of prompt tokens, -1 =
             none. The column `num_logprobs` is the larger one, at most `max_top`; what a request
             wants beyond that is computed from the logits.
+        greedy: bool, True where the next token is that of the largest logit, and nothing else is
+            read of the logits.
         has_rules, has_processors: bool, True where `rules` has an entry, and one with processors.
         logprob_ids: slot → tokens whose logprobs are wanted instead of the most likely ones.
         allowed_logprobs: slot → how many of the most likely tokens are wanted of those allowed.
@@ -107,6 +110,7 @@ class SamplingTable:
         self.num_prompt_logprobs = np.full(num_slots, NO_LOGPROBS, np.int32)
         self.logprob_ids: dict[int, I32] = {}
         self.allowed_logprobs: dict[int, int] = {}
+        self.greedy = np.zeros(num_slots, np.bool_)
         self.has_rules = np.zeros(num_slots, np.bool_)
         self.has_processors = np.zeros(num_slots, np.bool_)
         self.rules: dict[int, LogitRules] = {}
@@ -131,9 +135,14 @@ class SamplingTable:
             self.allowed_logprobs[slot], wanted = wanted, 0
         self.columns["num_logprobs"][slot] = min(max(wanted, of_prompt), self.max_top)
         self._set_rules(slot, self._rules_of(row))
+        penalties = any(self.columns[name][slot] != COLUMNS[name].default for name in PENALTIES)
+        random = self.columns["temperature"][slot] != 0
+        wants_logprobs = self.columns["num_logprobs"][slot] != NO_LOGPROBS
+        self.greedy[slot] = not (random or penalties or wants_logprobs or self.has_rules[slot])
 
     def clear(self, slot: int) -> None:
         """The slot is empty: drop its callables and masks."""
+        self.greedy[slot] = False
         self._set_rules(slot, None)
         self.logprob_ids.pop(slot, None)
         self.allowed_logprobs.pop(slot, None)

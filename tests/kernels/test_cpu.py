@@ -180,6 +180,17 @@ def test_both_backends_sample_alike(checkpoint, masked, eager):
         assert not np.array_equal(native.results()[0], got[0])
 
 
+def test_greedy_tokens_need_no_logits(checkpoint):
+    limits = StepLimits(tokens=128, rows=8, logits=32, top_logprobs=TOP)
+    side = Sampling(build(checkpoint, limits))
+    side.executable.run(side.plan, sample=False)
+    want = side.executable.logits.argmax(axis=1)
+    side.executable.logits[:] = 0
+    side.executable.run(side.plan, sample=True, greedy=True)
+    assert side.executable.samples.token_ids.tolist() == want.tolist()
+    assert not side.executable.logits.any()
+
+
 @pytest.mark.parametrize("name", ["cpu", "reference"])
 def test_logits_can_be_changed_before_sampling(checkpoint, name):
     backend = open_backend(name, "f32", threads=1)

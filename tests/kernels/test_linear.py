@@ -664,6 +664,52 @@ def sums_of_tiles(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     return total
 
 
+@pytest.mark.parametrize("isa", TILE_ISAS)
+class TestArgmax:
+    @pytest.mark.parametrize(("name", "kind"), [("bf16", BF16), ("f32", F32), ("Q4_1", Q16)])
+    @pytest.mark.parametrize("threads", [1, 3])
+    def test_the_largest_number_of_each_row(self, isa, name, kind, threads):
+        """Among more panels than are compared at once, of few and of many rows."""
+        with use_isa(isa):
+            w = packed(name, 4998, 64)
+            rows = rows_of(kind, random_rows(250, 64))
+            bias = np.zeros(4998, np.float32)
+            bias[4997] = 3.0
+            for m in (1, 9, 250):
+                want = linear(rows[:m], w, bias=bias).argmax(axis=1)
+                assert argmax(rows[:m], w, bias, threads) == want.tolist()
+
+    def test_the_first_of_equal_ones(self, isa):
+        with use_isa(isa):
+            values = np.zeros((3000, 8), np.float32)
+            values[[2, 40, 2999], 0] = 1.0
+            w = pack(QuantizedWeight(dense=values), "f32")
+            x = np.float32([[1.0] + [0.0] * 7, [-1.0] + [0.0] * 7])
+            assert argmax(Rows(x, F32), w, threads=3) == [2, 0]
+
+    def test_a_row_that_is_broken(self, isa):
+        with use_isa(isa):
+            w = pack(QuantizedWeight(dense=np.ones((100, 8), np.float32)), "f32")
+            x = np.ones((4, 8), np.float32)
+            x[0, 3], x[1, 3], x[2, 3] = np.nan, np.inf, -np.inf
+            bias = np.zeros(100, np.float32)
+            bias[50] = 1.0
+            assert argmax(Rows(x, F32), w, bias) == [-1, -1, -1, 50]
+
+
+def argmax(x: Rows, w: PackedWeight, bias: np.ndarray | None = None, threads: int = 1) -> list[int]:
+    """The op `linear_argmax`."""
+    found = np.full(len(x), -2, np.int32)
+    arrays = {"x": x.data, "weight": w.data, "token_ids": found}
+    if bias is not None:
+        arrays["bias"] = bias
+    native = Native(max_len=len(x), threads=threads)
+    native.add("linear_argmax", arrays, x_kind=x.kind, **w.arguments())
+    for _ in range(2):  # nothing is left of the step before
+        native.run([len(x)])
+    return found.tolist()
+
+
 @pytest.mark.skipif("amx" not in TILE_ISAS, reason="needs AMX")
 class TestTiles:
     @pytest.mark.parametrize("k", [7, 32, 71, 160, 2080])

@@ -68,6 +68,30 @@ def test_logprob_columns_hold_the_larger_request_and_the_whole_vocabulary():
     assert sampling.num_prompt_logprobs.tolist()[:3] == [7, -1, -1]
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"temperature": 0.5},
+        {"repetition_penalty": 1.1},
+        {"presence_penalty": 0.1},
+        {"frequency_penalty": 0.1},
+        {"logprobs": 0},
+        {"prompt_logprobs": 1},
+        {"logprob_token_ids": [3]},
+        {"logit_bias": {3: 1.0}},
+        {"min_tokens": 2},
+    ],
+)
+def test_a_row_is_greedy_where_only_its_largest_logit_counts(more):
+    greedy = {"temperature": 0.0, "top_k": 3, "top_p": 0.5, "min_p": 0.1}
+    _, sampling = tables(
+        new_row(0, SamplingParams(**greedy)), new_row(1, SamplingParams(**greedy | more))
+    )
+    assert sampling.greedy.tolist()[:3] == [True, False, False]
+    sampling.clear(0)
+    assert not sampling.greedy.any()
+
+
 def test_rows_with_numbers_alone_have_no_masks():
     table, sampling = tables(*(new_row(i, SamplingParams(temperature=0.5)) for i in range(4)))
     assert logit_masks(sampling, step([0, 1, 2, 3]), table) is None

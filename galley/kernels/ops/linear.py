@@ -69,6 +69,12 @@ ADAPTED_LINEAR = NativeOp(
     },
     stores=PARTS_OF_ROWS,
 )
+#: The index of the largest number in each row of `linear`'s result, which is not kept.
+LINEAR_ARGMAX = NativeOp(
+    "linear_argmax",
+    pointers={"x": "", "weight": "", "bias?": "f32", "token_ids": "int32 [rows]"},
+    ints=_INTS,
+)
 
 
 class Linear(Op):
