@@ -229,12 +229,13 @@ void bind_program(nb::module_& m) {
       .def("resize", &Program::resize, "dimension"_a, "size"_a,
            "Set the size of a dimension that is not made from the plan, for the runs to come.")
       .def("run", [](Program& p, uint64_t slots, uint64_t num_new, uint64_t num_logits,
-                     uint64_t num_sampled, int32_t n, int first, std::optional<int> last) {
+                     uint64_t num_sampled, int32_t n, int first, std::optional<int> last, int then) {
         nb::gil_scoped_release release;
         p.run({at<int32_t>(slots), at<int32_t>(num_new), at<int32_t>(num_logits),
-               at<int32_t>(num_sampled), n}, first, last ? *last : p.size());
+               at<int32_t>(num_sampled), n}, first, last ? *last : p.size(), then);
       }, "slots"_a, "num_new"_a, "num_logits"_a, "num_sampled"_a, "n"_a, "first"_a = 0,
-         "last"_a = nb::none(), "Prepare the step from the table and run ops first .. last - 1.")
+         "last"_a = nb::none(), "then"_a = -1,
+         "Prepare the step from the table and run ops first .. last - 1, and op `then` if it is not -1.")
       .def("sizes", [](const Program& p) { return p.environment().dimensions.by_name(); },
            "Sizes of the dimensions in the last run.")
       .def("step", &step_arrays, "The last run's prepared columns, as lists.")

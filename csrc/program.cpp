@@ -241,17 +241,20 @@ void Program::prepare(const StepRows& s) {
   step_.logits = l;
 }
 
-void Program::run(const StepRows& rows, int first, int last) {
+void Program::run(const StepRows& rows, int first, int last, int then) {
   std::lock_guard<std::mutex> lock(running_);
+  if (then < -1 || then >= size()) throw std::invalid_argument("no op " + std::to_string(then));
   if (first < 0 || first > last || last > size()) {
     throw std::invalid_argument("ops " + std::to_string(first) + " to " + std::to_string(last) +
                                 " of a program of " + std::to_string(size()));
   }
   prepare(rows);
-  for (int i = first; i < last; i++) ops_[i].op->plan(step_, pool_->threads());
+  const int end = then < 0 ? last : last + 1;
+  const auto op_at = [&](int i) -> Entry& { return ops_[i < last ? i : then]; };
+  for (int i = first; i < end; i++) op_at(i).op->plan(step_, pool_->threads());
   pool_->begin_step(step_.tokens <= kSmallStep);
-  for (int i = first; i < last; i++) {
-    run_op(ops_[i]);
+  for (int i = first; i < end; i++) {
+    run_op(op_at(i));
     if (heartbeat_ != nullptr) *static_cast<volatile int64_t*>(heartbeat_) += 1;
   }
 }

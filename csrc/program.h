@@ -206,9 +206,9 @@ class Program {
   const Environment& environment() const { return environment_; }
   // The size of a dimension that is not prepared from the plan, for the runs to come.
   void resize(const std::string& dimension, int64_t size);
-  // Prepares the step from the table and the plan, then runs ops [first, last). Throws before the
-  // first op where a column is out of bounds.
-  void run(const StepRows& rows, int first, int last);
+  // Prepares the step from the table and the plan, then runs ops [first, last) and op `then`, if it is not -1.
+  // Throws before the first op where a column is out of bounds.
+  void run(const StepRows& rows, int first, int last, int then = -1);
   int size() const { return static_cast<int>(ops_.size()); }
   // A number that is incremented after each op (null = none); a watcher can tell a long step from
   // one that hangs.

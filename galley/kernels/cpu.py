@@ -330,12 +330,10 @@ class CpuExecutable:
     ) -> None:
         first = len(self.nodes) + 1 if adapted else 0
         last = first + len(self._passes[adapted].nodes) + sample
-        if greedy and sample and not (adapted or self._eager or self._profiled):
-            argmax = self._argmax
-            if argmax is not None:
-                self.run_ops(step, first, last - 2)
-                self.run_ops(step, argmax, argmax + 1)
-                return
+        alone = not (adapted or self._eager or self._profiled)
+        if greedy and sample and alone and self._argmax is not None:
+            self.run_ops(step, first, last - 2, self._argmax)
+            return
         if not self._eager:
             self.run_ops(step, first, last)
             return
@@ -350,9 +348,9 @@ class CpuExecutable:
         self._num_kept[: len(num_kept)] = num_kept
         self.run_ops(step, first, first + len(self._snapshots))
 
-    def run_ops(self, step: StepInputs, first: int, last: int) -> None:
-        """Run ops first .. last - 1 of a step. A later call for the same step may go on with the
-        next ones: values between them stay where they are.
+    def run_ops(self, step: StepInputs, first: int, last: int, then: int = -1) -> None:
+        """Run ops first .. last - 1 of a step, and op `then` if it is not -1. A later call for the
+        same step may go on with the next ones: values between them stay where they are.
         """
         assert self._program is not None, "run before bind"
         columns = [
@@ -361,7 +359,7 @@ class CpuExecutable:
         ]
         slots, num_new, num_logits, num_sampled = (column.ctypes.data for column in columns)
         n = len(step.slots)
-        self._program.run(slots, num_new, num_logits, num_sampled, n, first, last)
+        self._program.run(slots, num_new, num_logits, num_sampled, n, first, last, then)
         self._step_sizes = self._program.sizes()
 
     def set_heartbeat(self, heartbeat: NDArray[np.int64]) -> None:
