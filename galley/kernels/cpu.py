@@ -4,8 +4,8 @@
 
 The program holds the nodes of the forward pass, in order, then the sampler; behind all others an op
 that takes the largest logit of each row in place of the last node and the sampler. Any range of ops
-can be run by itself. With `eager` nothing is fused and each op is a native call of its own, with the same
-results.
+can be run by itself. With `eager` nothing is fused and each op is a native call of its own, with
+the same results.
 """
 
 from __future__ import annotations

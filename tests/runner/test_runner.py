@@ -79,8 +79,10 @@ CASES_OF_SAMPLING = {
 def test_every_token_is_the_definition_s(runner, name):
     args, params = CASES_OF_SAMPLING[name]
     toy = toy_of(runner)
+    # Logprobs are asked for so that logits are written.
     sequences = [
-        toy.add(slot, PROMPT[slot:], SamplingParams(**args, max_tokens=None)) for slot in range(3)
+        toy.add(slot, PROMPT[slot:], SamplingParams(**args, logprobs=0, max_tokens=None))
+        for slot in range(3)
     ]
     for _ in range(12):
         before = [list(s.tokens) for s in sequences]
@@ -89,6 +91,9 @@ def test_every_token_is_the_definition_s(runner, name):
             history = np.array(known, np.int32)
             assert s.tokens[-1] == sample_row(row, params, history, s.num_prompt)
     assert len({tuple(s.output) for s in sequences}) > 1
+    alone = toy.add(3, PROMPT, SamplingParams(**args, max_tokens=None))
+    toy.generate([alone], 12)
+    assert alone.output == sequences[0].output
 
 
 def test_logprobs_are_of_the_raw_logits(runner):
