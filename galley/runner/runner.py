@@ -266,11 +266,8 @@ class Runner:
         if done:
             self._set_masks(self._pending, None)
         adapted = self._adapters is not None and self._adapters.any_of(plan.slots)
-        greedy = (
-            done
-            and len(sampled) == plan.num_logits.sum()
-            and self._sampling.greedy[plan.slots].all()
-        )
+        greedy = done and len(sampled) == int(plan.num_logits.sum())
+        greedy = greedy and bool(self._sampling.greedy[plan.slots].all())
         self._executable.run(plan, sample=done, adapted=adapted, greedy=greedy)
 
     def _clear(self, slot: int) -> None:
