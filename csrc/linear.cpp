@@ -144,12 +144,12 @@ class LinearArgmax final : public Linear {
   void plan(const Step& step, int threads) override {
     threads_ = threads;
     left_.store(tiles(step, threads), std::memory_order_relaxed);
-    best_.assign(threads * row_count(step, rows_), kNone);
+    best_.assign(threads * row_count(step, rows_), none());
   }
 
   void run(const Step& step, int64_t begin, int64_t end, int thread) override {
     const int64_t all_rows = row_count(step, rows_);
-    RowScan* best = best_.data() + thread * all_rows;
+    LaneScan* best = best_.data() + thread * all_rows;
     each_run(step, begin, end, kBlock + kMostRows * kGap,
              [&](int64_t panel, int64_t panels, int64_t row, int64_t end_row, uint8_t* scratch) {
       const int64_t width = std::clamp<int64_t>(kBlock / (kPanel * (end_row - row)), 1, kMostPanels);
@@ -161,12 +161,17 @@ class LinearArgmax final : public Linear {
   }
 
  private:
-  static constexpr RowScan kNone{-std::numeric_limits<float>::infinity(), -1, false};
+  static LaneScan none() {
+    LaneScan scan{};
+    std::fill(std::begin(scan.best), std::end(scan.best), -std::numeric_limits<float>::infinity());
+    std::fill(std::begin(scan.where), std::end(scan.where), -1);
+    return scan;
+  }
   // Numbers that are compared before they leave the L2 cache, panels of a row among them at most, and numbers
   // between two rows.
   static constexpr int64_t kBlock = 1 << 16, kMostPanels = 64, kGap = 16, kMostRows = kChunkRows;
 
-  void scan(int64_t panel, int64_t panels, int64_t row, int64_t end_row, uint8_t* scratch, RowScan* best) const {
+  void scan(int64_t panel, int64_t panels, int64_t row, int64_t end_row, uint8_t* scratch, LaneScan* best) const {
     const float* block = reinterpret_cast<const float*>(scratch) + scratch_floats();
     const int64_t stride = panels * kPanel + kGap;
     LinearJob job = job_;
@@ -175,30 +180,30 @@ class LinearArgmax final : public Linear {
     job.out = reinterpret_cast<uint8_t*>(reinterpret_cast<uintptr_t>(block) - before * sizeof(float));
     kernel_(job, panel, panels, row, end_row, scratch);
     const int64_t columns = std::min(panels * kPanel, job.weight.n - panel * kPanel);
-    for (; row < end_row; row++, block += stride) join(best[row], scan_(block, columns), panel * kPanel);
+    for (; row < end_row; row++, block += stride) scan_more_(block, columns, panel * kPanel, best[row]);
   }
 
-  static void join(RowScan& into, const RowScan& from, int64_t first) {
+  static void join(RowScan& into, const RowScan& from) {
     into.has_nan = into.has_nan || from.has_nan;
-    const auto index = static_cast<int32_t>(first + from.argmax);
-    if (from.argmax < 0 || from.max < into.max || (from.max == into.max && index > into.argmax)) return;
-    into.max = from.max, into.argmax = index;
+    if (from.max < into.max || (from.max == into.max && from.argmax > into.argmax)) return;
+    into.max = from.max, into.argmax = from.argmax;
   }
 
   void write(int64_t rows) {
     for (int64_t row = 0; row < rows; row++) {
-      RowScan found = best_[row];
-      for (int thread = 1; thread < threads_; thread++) join(found, best_[thread * rows + row], 0);
+      RowScan found = scan_end_(best_[row]);
+      for (int thread = 1; thread < threads_; thread++) join(found, scan_end_(best_[thread * rows + row]));
       const bool broken = found.has_nan || !std::isfinite(found.max);
       token_ids_[row] = broken ? -1 : found.argmax;
     }
   }
 
   int32_t* token_ids_;
-  decltype(&generic::scan_row) scan_ = GALLEY_PICK(scan_row);
+  decltype(&generic::scan_more) scan_more_ = GALLEY_PICK(scan_more);
+  decltype(&generic::scan_end) scan_end_ = GALLEY_PICK(scan_end);
   int threads_ = 1;
   std::atomic<int64_t> left_{0};  // tiles
-  std::vector<RowScan> best_;     // [threads][rows] of the tiles that a thread has computed
+  std::vector<LaneScan> best_;    // [threads][rows] of the tiles that a thread has computed
 };
 
 class AdaptedLinear final : public Linear {

@@ -13,6 +13,12 @@ struct RowScan {
   bool has_nan;
 };
 
+// The maximum of each lane of what has been seen of a row, and where it is: `where` + lane, -1 = nowhere.
+struct alignas(64) LaneScan {
+  float best[16];
+  int32_t where[16], nan[16];
+};
+
 // e[i] = exp((x[i] - max) / temperature).
 struct Weighing {
   float max, inverse_temperature;
@@ -20,6 +26,9 @@ struct Weighing {
 
 GALLEY_VARIANTS(
     RowScan scan_row(const float* x, int64_t n);
+    // The same in pieces, from LaneScan of -infinity, -1 and 0 on: n more numbers, the first of which is `first`.
+    void scan_more(const float* x, int64_t n, int64_t first, LaneScan& scan);
+    RowScan scan_end(const LaneScan& scan);
     // out = x where the bit is set, else -infinity. `mask`: bit i of word w is token 64 w + i.
     void mask_row(const float* x, const uint64_t* mask, int64_t n, float* out);
     int64_t count_greater(const float* x, int64_t n, float value);

@@ -60,6 +60,18 @@ RowScan scan_row(const float* x, int64_t n) {
   return r;
 }
 
+void scan_more(const float* x, int64_t n, int64_t first, LaneScan& scan) {
+  RunningMax running{load(scan.best), load(scan.where), load(scan.nan)};
+  for (int64_t i = 0; i < n; i += kLanes) running.see(load_logits(x + i, n - i), first + i);
+  store(scan.best, running.best), store(scan.where, running.where), store(scan.nan, running.nan);
+}
+
+RowScan scan_end(const LaneScan& scan) {
+  RowScan r{-__builtin_inff(), -1, false};
+  RunningMax{load(scan.best), load(scan.where), load(scan.nan)}.join(r);
+  return r;
+}
+
 void mask_row(const float* x, const uint64_t* mask, int64_t n, float* out) {
   const Float removed = all(-__builtin_inff());
   // Lane i tests bit i of 16.
