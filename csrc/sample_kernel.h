@@ -61,9 +61,13 @@ RowScan scan_row(const float* x, int64_t n) {
 }
 
 void scan_more(const float* x, int64_t n, int64_t first, LaneScan& scan) {
-  RunningMax running{load(scan.best), load(scan.where), load(scan.nan)};
-  for (int64_t i = 0; i < n; i += kLanes) running.see(load_logits(x + i, n - i), first + i);
-  store(scan.best, running.best), store(scan.where, running.where), store(scan.nan, running.nan);
+  RunningMax piece;
+  for (int64_t i = 0; i < n; i += kLanes) piece.see(load_logits(x + i, n - i), first + i);
+  const Float best = load(scan.best);
+  const Int where = load(scan.where), equal = (piece.best >= best) & (best >= piece.best);
+  const Int better = (piece.best > best) | (equal & (piece.where < where));  // pieces come in any order
+  store(scan.best, max(piece.best, best)), store(scan.where, select(better, piece.where, where));
+  store(scan.nan, load(scan.nan) | piece.nan);
 }
 
 RowScan scan_end(const LaneScan& scan) {
