@@ -132,10 +132,9 @@ class Server:
             for _ in range(99):
                 try:
                     return call_engine(str(until(newest)), methods)
+                # It has died since, or does not listen yet: the next one's state counts.
                 except (FileNotFoundError, ConnectionRefusedError):
-                    time.sleep(
-                        0.1
-                    )  # it has died since, or does not listen yet: the next one's counts
+                    time.sleep(0.1)
             raise AssertionError("no engine listens")
 
         results = look()
